@@ -1,0 +1,194 @@
+"""The four stages, as protocols, and the rules they keep.
+
+A stage is a frozen dataclass whose fields are its configuration: its repr is the recipe, it
+compares, pickles and goes to TOML. What runs comes from ``open()``, an async context manager;
+iteration is an async generator that opens nothing.
+
+Rules, each tested by `streamwsi.testing.conformance`:
+
+1. never yield inside a task group, cancel scope or lock: resources live in the context
+   managers, iteration in the generators;
+2. never block the loop: files, codecs and models run in `Workers` or in a thread;
+3. keep order: placements go through every stage numbered 0 … n-1 without gaps;
+4. ask for the next item only when done with the last: what was handed out is on loan until then;
+5. never swallow cancellation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from .chunks import Batch, BigChunk, Damage, Pieces, Plan, Receipt, Region, SmallChunks
+from .slides import Slide, SlideRef
+from .workers import Workers
+
+__all__ = [
+    "Processor",
+    "ReadTally",
+    "Recipe",
+    "RunningProcessor",
+    "Sampler",
+    "Sink",
+    "SlideReader",
+    "SlideWriter",
+    "Source",
+]
+
+V_co = TypeVar("V_co", covariant=True)
+V_contra = TypeVar("V_contra", contravariant=True)
+
+
+@dataclass(slots=True)
+class ReadTally:
+    """What a reader did, counted while it runs.
+
+    Attributes:
+        tiles_decoded: tiles decoded, each time counted.
+        distinct_tiles: different tiles among them.
+        damage: what could not be had, the first of them.
+        damaged_tiles: how many tiles could not be had.
+    """
+
+    tiles_decoded: int = 0
+    distinct_tiles: int = 0
+    damage: list[Damage] = field(default_factory=list)
+    damaged_tiles: int = 0
+
+    @property
+    def amplification(self) -> float:
+        """Tiles decoded ÷ distinct tiles; 1.0 where nothing was decoded."""
+        return self.tiles_decoded / self.distinct_tiles if self.distinct_tiles else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What identifies a lane's output besides the slide: JSON-able configurations by stage."""
+
+    sampler: Mapping[str, Any]
+    processor: Mapping[str, Any]
+    sink: Mapping[str, Any]
+
+
+class SlideReader(Protocol):
+    """An opened slide; it owns every piece of memory that it hands out."""
+
+    @property
+    def slide(self) -> Slide: ...
+    @property
+    def tally(self) -> ReadTally: ...
+    def bigchunks(self, regions: Iterator[Region], memory: int) -> AsyncGenerator[BigChunk, None]:
+        """The pixels of the regions, in the order asked.
+
+        Args:
+            regions: what to read, taken lazily.
+            memory: bytes that the chunks, in use and read ahead, may take together.
+
+        Raises:
+            ConfigError: not even one region fits in `memory`; raised before anything is read.
+            CannotRead: the slide's pixels cannot be had at all.
+        """
+
+
+class Source(Protocol):
+    """Opens slides."""
+
+    def accepts(self, ref: SlideRef) -> bool:
+        """Whether this source is made for such a slide: cheap, decodes nothing, never raises."""
+
+    def open(self, ref: SlideRef, workers: Workers) -> AbstractAsyncContextManager[SlideReader]:
+        """A reader for the slide.
+
+        Raises:
+            CannotOpen: on entering, where the slide cannot be read.
+        """
+
+
+class Sampler(Protocol):
+    """Decides which windows a slide gives, and cuts them."""
+
+    def plan(self, slide: Slide) -> Plan:
+        """The windows of a slide; pure: the same slide gives the same plan.
+
+        Raises:
+            ConfigError: the windows do not fit the slide.
+            LevelNotFound: the slide lacks the level.
+        """
+
+    def smallchunks(
+        self, plan: Plan, bigchunks: AsyncIterator[BigChunk]
+    ) -> AsyncGenerator[SmallChunks, None]:
+        """The windows of each big chunk, in order: all that its region promises."""
+
+
+class RunningProcessor(Protocol[V_co]):
+    """A processor that is ready to run: its model is loaded and on its device."""
+
+    @property
+    def batch_size(self) -> int:
+        """Windows a batch holds (the last batch of a slide may hold fewer)."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What identifies the results, JSON-able: the model's content, normalisation, …"""
+
+    def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[V_co], None]:
+        """One `Pieces` a batch, in order. Several lanes may call this at the same time.
+
+        Raises:
+            CannotProcess: the model failed or returned something unusable.
+        """
+
+
+class Processor(Protocol[V_co]):
+    """Turns batches of windows into values."""
+
+    def open(self, workers: Workers) -> AbstractAsyncContextManager[RunningProcessor[V_co]]:
+        """Load what is needed; once per run, shared by all lanes.
+
+        Raises:
+            ConfigError: on entering, where the model cannot be had.
+        """
+
+
+class SlideWriter(Protocol[V_contra]):
+    """The open output of one slide."""
+
+    @property
+    def resume_at(self) -> int:
+        """Number of the first piece that is still needed: 0 for a fresh output, the plan's
+        count for a finished one."""
+
+    async def write(self, pieces: AsyncIterator[Pieces[V_contra]]) -> Receipt:
+        """Write the pieces, which come in order from `resume_at` on, and complete the output.
+
+        When it is left by an error or by cancellation, what was written stays valid.
+
+        Raises:
+            CannotWrite: the output cannot be written.
+        """
+
+
+@runtime_checkable
+class Sink(Protocol[V_contra]):
+    """Writes what became of a slide's windows."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The sink's configuration, JSON-able."""
+
+    def outputs(self, slide: SlideRef) -> tuple[str, ...]:
+        """The paths that `open` would write to; asked before anything is read."""
+
+    def open(
+        self, plan: Plan, recipe: Recipe, *, overwrite: bool
+    ) -> AbstractAsyncContextManager[SlideWriter[V_contra]]:
+        """The output of one slide.
+
+        Raises:
+            ConfigError: on entering, where the output exists and may not be overwritten.
+            PlanChanged: on entering, where the output was begun by another plan.
+            CannotWrite: on entering, where the output cannot be created.
+        """

@@ -1,0 +1,90 @@
+"""streamwsi: stream whole-slide images through PyTorch models.
+
+::
+
+    from streamwsi import Pipeline, run_sync
+
+A run is a handful of lanes; a lane is one slide moving read → sample → process → write; every
+arrow is a bounded link; order is kept everywhere, so that the state of a lane is one number.
+Read on in `streamwsi.lanes` (the way of the data), `streamwsi.stages` (what a stage is) and
+`streamwsi.sources.scroll` (how each tile is decoded once).
+
+Importing this package loads none of torch, zarr and tifffile.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .chunks import Batch, Pieces, Placement, ProcessedPiece
+    from .errors import ConfigError, SlideError, StreamwsiError
+    from .geometry import Box, Size
+    from .limits import Limits
+    from .pipelines import Pipeline, from_toml, to_toml
+    from .reports import RunReport, SlideOutcome
+    from .runs import run, run_sync
+    from .slides import Mpp, Pyramid, PyramidLevel, Slide, SlideRef
+
+__all__ = [
+    "Batch",
+    "Box",
+    "ConfigError",
+    "Limits",
+    "Mpp",
+    "Pieces",
+    "Pipeline",
+    "Placement",
+    "ProcessedPiece",
+    "Pyramid",
+    "PyramidLevel",
+    "RunReport",
+    "Size",
+    "Slide",
+    "SlideError",
+    "SlideOutcome",
+    "SlideRef",
+    "StreamwsiError",
+    "from_toml",
+    "run",
+    "run_sync",
+    "to_toml",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "chunks",
+    "Box": "geometry",
+    "ConfigError": "errors",
+    "Limits": "limits",
+    "Mpp": "slides",
+    "Pieces": "chunks",
+    "Pipeline": "pipelines",
+    "Placement": "chunks",
+    "ProcessedPiece": "chunks",
+    "Pyramid": "slides",
+    "PyramidLevel": "slides",
+    "RunReport": "reports",
+    "Size": "geometry",
+    "Slide": "slides",
+    "SlideError": "errors",
+    "SlideOutcome": "reports",
+    "SlideRef": "slides",
+    "StreamwsiError": "errors",
+    "from_toml": "pipelines",
+    "run": "runs",
+    "run_sync": "runs",
+    "to_toml": "pipelines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'streamwsi' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})

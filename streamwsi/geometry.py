@@ -100,7 +100,8 @@ class Box:
         )
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Run:
     """Windows ``(row, column) … (row, column + count - 1)``, numbered from `first`."""
 
     first: int

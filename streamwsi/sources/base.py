@@ -1,24 +1,67 @@
-"""PooledSource: a source made of two functions that run in the decode workers.
-
-(The reader that schedules them is being written here.)
-"""
+"""PooledSource: a source made of two functions that run in the decode workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import anyio
 import numpy.typing as npt
+from anyio.abc import TaskGroup
 
-from ..chunks import Damage
+from ..blocks import ArrayRef
+from ..chunks import BigChunk, Damage, Region
+from ..errors import CannotOpen, WorkerDied
 from ..geometry import Box
-from ..slides import Slide, SlideRef
+from ..slides import PyramidLevel, Slide, SlideRef
+from ..stages import ReadTally
+from ..workers import Workers
+from .scroll import Fill, Scroll, checked
 
-__all__ = ["PooledSource"]
+__all__ = ["PooledSource", "ScrollReader", "scroll_reader"]
 
 Inspect = Callable[[SlideRef], Slide]
 ReadBox = Callable[[SlideRef, int, Box, npt.NDArray[Any]], tuple[Damage, ...]]
+
+
+class ScrollReader:
+    """An opened slide whose pixels come through a `Scroll`."""
+
+    def __init__(self, slide: Slide, fill: Fill, workers: Workers, tasks: TaskGroup) -> None:
+        self.slide = slide
+        self.tally = ReadTally()
+        self._fill = fill
+        self._workers = workers
+        self._tasks = tasks
+        self.blocks = ExitStack()
+
+    async def bigchunks(
+        self, regions: Iterator[Region], memory: int
+    ) -> AsyncGenerator[BigChunk, None]:
+        """See `streamwsi.stages.SlideReader`."""
+        nbytes, regions = checked(self.slide, regions, memory)
+        if nbytes == 0:
+            return
+        arena = self._workers.arena
+        block = self.blocks.enter_context(arena.reserved(nbytes))
+        scroll = Scroll(self.slide, arena, block, self._fill, self._tasks, self.tally)
+        async for chunk in scroll.chunks(regions):
+            yield chunk
+
+
+@asynccontextmanager
+async def scroll_reader(slide: Slide, fill: Fill, workers: Workers) -> AsyncIterator[ScrollReader]:
+    """A reader whose jobs end with the context, and whose memory is given back after that."""
+    with ExitStack() as blocks:
+        async with anyio.create_task_group() as tasks:
+            reader = ScrollReader(slide, fill, workers, tasks)
+            blocks.enter_context(reader.blocks)
+            try:
+                yield reader
+            finally:
+                tasks.cancel_scope.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +72,7 @@ class PooledSource:
     which run in worker processes, and defines `accepts`:
 
     ``inspect(ref)`` returns the `Slide`; raises `CannotOpen`.
+
     ``read_box(ref, level, box, out)`` fills ``out[:height, :width, :channels]`` with the
     pixels of a box of whole tiles (cut at the level's edges), and returns what of it is not
     valid; it keeps files open between calls, and raises `CannotRead` only where nothing of the
@@ -37,3 +81,28 @@ class PooledSource:
 
     inspect: ClassVar[Inspect]
     read_box: ClassVar[ReadBox]
+
+    def accepts(self, ref: SlideRef) -> bool:
+        """See `streamwsi.stages.Source`."""
+        raise NotImplementedError(f"{type(self).__name__} must say which slides it accepts")
+
+    def open(self, ref: SlideRef, workers: Workers) -> AbstractAsyncContextManager[ScrollReader]:
+        """See `streamwsi.stages.Source`."""
+        return self._open(ref, workers)
+
+    @asynccontextmanager
+    async def _open(self, ref: SlideRef, workers: Workers) -> AsyncIterator[ScrollReader]:
+        inspect, read_box = type(self).inspect, type(self).read_box
+        try:
+            slide = await workers.call(inspect, ref)
+        except WorkerDied as error:
+            raise CannotOpen(
+                f"{ref.uri}: the header could not be read ({error}); the file is damaged"
+            ) from error
+
+        async def fill(level: PyramidLevel, box: Box, ref_: ArrayRef) -> tuple[Damage, ...]:
+            # The worker receives the array itself: Workers.call resolves it.
+            return await workers.call(read_box, ref, level.index, box, ref_)  # type: ignore[arg-type]
+
+        async with scroll_reader(slide, fill, workers) as reader:
+            yield reader

@@ -1,0 +1,121 @@
+"""Batches: windows gathered for the model, across rows and big chunks.
+
+The boundaries lie at multiples of the batch size, counted in windows of the slide, wherever a
+run begins: a resumed run gives the model the very batches of an uninterrupted one, so that its
+floats are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import numpy as np
+import numpy.typing as npt
+
+from .chunks import Batch, BigChunk, Pixels, Places, Plan, SmallChunks
+from .errors import ContractBroken
+
+__all__ = ["LentBatch", "batches"]
+
+
+class LentBatch(Batch):
+    """A batch whose views lie in big chunks that it holds until it is released."""
+
+    __slots__ = ("_chunks",)
+
+    def __init__(
+        self,
+        places: Places,
+        parts: tuple[Pixels, ...],
+        valid: npt.NDArray[np.bool_],
+        chunks: tuple[BigChunk, ...],
+    ) -> None:
+        super().__init__(places, parts, valid)
+        self._chunks = chunks
+
+    def release(self) -> None:
+        """Give the views back; afterwards their pixels mean nothing."""
+        for chunk in self._chunks:
+            chunk.release()
+        self._chunks = ()
+
+
+class _Filling:
+    """The batch that is being filled."""
+
+    def __init__(self, plan: Plan, start: int, stop: int) -> None:
+        self._plan = plan
+        self._start = start
+        self.next = start
+        self.stop = stop
+        self._parts: list[Pixels] = []
+        self._valid: list[npt.NDArray[np.bool_]] = []
+        self._chunks: list[BigChunk] = []
+
+    def add(self, windows: SmallChunks, begin: int, end: int) -> None:
+        pixels = windows.pixels[begin:end]
+        if windows.chunk is not None:
+            windows.chunk.retain()
+            self._chunks.append(windows.chunk)
+        else:
+            # The sampler owns these pixels and may use them again for the next windows.
+            pixels = pixels.copy()
+        self._parts.append(pixels)
+        self._valid.append(windows.valid[begin:end])
+        self.next += end - begin
+
+    def settle(self) -> None:
+        """Copy what was gathered so far, and give the chunks back.
+
+        The next big chunk may need their memory, and would never come.
+        """
+        if self._chunks:
+            self._parts = [np.concatenate(self._parts)]
+            for chunk in self._chunks:
+                chunk.release()
+            self._chunks.clear()
+
+    def batch(self) -> LentBatch:
+        return LentBatch(
+            Places(self._plan, self._start, self.next),
+            tuple(self._parts),
+            np.concatenate(self._valid),
+            tuple(self._chunks),
+        )
+
+
+async def batches(
+    plan: Plan, windows: AsyncIterator[SmallChunks], size: int, start: int = 0
+) -> AsyncGenerator[LentBatch, None]:
+    """Batches of the windows from number `start` on; the receiver releases each.
+
+    Args:
+        plan: what is sampled.
+        windows: in order; those before `start` are passed over.
+        size: windows per batch; `start` is a multiple of it.
+
+    Raises:
+        ContractBroken: the sampler's windows do not come in order, or not all of them.
+    """
+    filling = _Filling(plan, start, min(start + size, plan.count))
+    async for some in windows:
+        begin, behind = max(0, filling.next - some.first), some.first + len(some)
+        if some.first > filling.next:
+            raise ContractBroken(
+                f"the sampler gave window {some.first} where {filling.next} comes next"
+            )
+        while begin < len(some):
+            end = min(len(some), begin + filling.stop - filling.next)
+            filling.add(some, begin, end)
+            begin = end
+            if filling.next == filling.stop:
+                yield filling.batch()
+                filling = _Filling(plan, filling.stop, min(filling.stop + size, plan.count))
+            if filling.next == plan.count:
+                return
+        if some.chunk is None or behind == some.chunk.region.first + some.chunk.region.count:
+            filling.settle()
+    if filling.next < plan.count:
+        raise ContractBroken(
+            f"the sampler ended after {filling.next} of the {plan.count} windows that it promised"
+        )

@@ -1,0 +1,252 @@
+"""A lane: one slide on its way through the four stages, a task each::
+
+    read ──BigChunk──▶ sample ──Batch──▶ process ──Pieces──▶ write ─▶ Receipt
+
+The tasks are joined by links. What a stage raises ends the lane, with that stage as the cause;
+the echoes in the other stages are dropped. Order is kept all the way, so that the lane's state
+is one number: how many pieces the sink has made durable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from .batches import LentBatch, batches
+from .chunks import Batch, BigChunk, Pieces, Plan, Receipt
+from .errors import ContractBroken, SlideError, SlideFailed, StreamwsiError
+from .links import DownstreamFailed, Inlet, Link, Outlet, UpstreamFailed
+from .reports import Observer, PiecesWritten, SlideOutcome, SlideStarted, StageTimes
+from .slides import SlideRef
+from .stages import (
+    ReadTally,
+    Recipe,
+    RunningProcessor,
+    Sampler,
+    Sink,
+    SlideReader,
+    SlideWriter,
+    Source,
+)
+from .workers import Workers
+
+__all__ = ["Lane"]
+
+_BIGCHUNKS = 1
+_BATCHES = 2
+_PIECES = 4
+
+
+@dataclass(slots=True)
+class Lane:
+    """One slide's way through the stages.
+
+    Attributes:
+        ref: the slide.
+        source, sampler, processor, sink: the stages; the processor is shared by all lanes.
+        workers: where decoding runs.
+        memory: bytes of pixels that the reader may hold.
+        overwrite: whether an existing output is replaced.
+        observe: gets the lane's events.
+    """
+
+    ref: SlideRef
+    source: Source
+    sampler: Sampler
+    processor: RunningProcessor[Any]
+    sink: Sink[Any]
+    workers: Workers
+    memory: int
+    overwrite: bool
+    observe: Observer
+    _stage: str = "open"
+    _began: float = field(default_factory=time.perf_counter)
+    _tally: ReadTally = field(default_factory=ReadTally)
+    _resumed_at: int = 0
+    _total: int = 0
+    _written: int = 0
+    _times: dict[str, StageTimes] = field(
+        default_factory=lambda: {n: StageTimes() for n in ("read", "sample", "process", "write")}
+    )
+
+    async def run(self) -> SlideOutcome:
+        """Work the slide off; whatever is raised on the way becomes the outcome."""
+        try:
+            receipt = await self._run()
+        except Exception as error:
+            return self._failed(error)
+        return self.outcome(
+            "done", outputs=receipt.outputs, pieces=receipt.pieces, invalid=receipt.invalid
+        )
+
+    def outcome(self, status: Any, **facts: Any) -> SlideOutcome:
+        """The lane's outcome as of now."""
+        written: dict[str, Any] = {
+            "outputs": self.sink.outputs(self.ref),
+            "pieces": self._written,
+        }
+        return SlideOutcome(
+            self.ref.id,
+            self.ref.uri,
+            status,
+            seconds=time.perf_counter() - self._began,
+            resumed_at=self._resumed_at,
+            total=self._total,
+            tiles_decoded=self._tally.tiles_decoded,
+            distinct_tiles=self._tally.distinct_tiles,
+            damaged_tiles=self._tally.damaged_tiles,
+            damage=tuple(self._tally.damage),
+            stages=self._times,
+            **(written | facts),
+        )
+
+    def _failed(self, error: Exception) -> SlideOutcome:
+        cause = _first_cause(error)
+        message = str(cause) if isinstance(cause, StreamwsiError) else _described(self.ref, cause)
+        if not isinstance(cause, StreamwsiError) or isinstance(cause, SlideError):
+            failure: Exception = SlideFailed(self.ref.id, self._stage, message)
+            failure.__cause__ = cause
+        else:
+            failure = cause  # configuration: its type decides about the exit code
+        return self.outcome("failed", error=message, stage=self._stage, cause=failure)
+
+    async def _run(self) -> Receipt:
+        async with self.source.open(self.ref, self.workers) as reader:
+            self._tally = reader.tally
+            plan = self.sampler.plan(reader.slide)
+            self._total = plan.count
+            recipe = Recipe(plan.config, self.processor.config, self.sink.config)
+            self._stage = "write"
+            async with self.sink.open(plan, recipe, overwrite=self.overwrite) as writer:
+                self._stage = "open"
+                self._resumed_at = writer.resume_at
+                self.observe(SlideStarted(self.ref.id, plan.count, writer.resume_at))
+                return await self._stream(reader, plan, writer)
+
+    async def _stream(self, reader: SlideReader, plan: Plan, writer: SlideWriter[Any]) -> Receipt:
+        times = self._times
+        bigchunks = Link[BigChunk](_BIGCHUNKS, times["read"], times["sample"])
+        lent = Link[LentBatch](_BATCHES, times["sample"], times["process"])
+        pieces = Link[Pieces[Any]](_PIECES, times["process"], times["write"])
+        receipts: list[Receipt] = []
+        async with anyio.create_task_group() as tasks:
+            start = tasks.start_soon
+            start(self._task, "read", self._read, reader, plan, bigchunks.outlet)
+            start(self._task, "sample", self._sample, plan, bigchunks.inlet, lent.outlet)
+            start(self._task, "process", self._process, lent.inlet, pieces.outlet)
+            start(self._task, "write", self._write, writer, pieces.inlet, receipts)
+        return receipts[0]
+
+    async def _task(self, stage: str, body: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """A stage's task: the first one that fails gives the lane's failure its stage."""
+        try:
+            await body(*args)
+        except (UpstreamFailed, DownstreamFailed):
+            raise
+        except Exception as error:
+            self._stage = stage
+            raise _Cause(error) from error
+
+    def _start(self, writer_needs: int) -> int:
+        """The batch boundary at or before the first piece that is needed."""
+        return writer_needs // self.processor.batch_size * self.processor.batch_size
+
+    async def _read(self, reader: SlideReader, plan: Plan, outlet: Outlet[BigChunk]) -> None:
+        regions = plan.regions(self._start(self._resumed_at))
+        async with outlet.finishing():
+            if self._resumed_at >= plan.count:
+                return
+            async with aclosing(reader.bigchunks(regions, self.memory)) as chunks:
+                async for chunk in chunks:
+                    await outlet.send(chunk)
+
+    async def _sample(self, plan: Plan, inlet: Inlet[BigChunk], outlet: Outlet[LentBatch]) -> None:
+        async with outlet.finishing():
+            if self._resumed_at >= plan.count:
+                return
+            async with (
+                aclosing(inlet.items()) as items,
+                aclosing(_released(items)) as chunks,
+                aclosing(self.sampler.smallchunks(plan, chunks)) as windows,
+                aclosing(
+                    batches(plan, windows, self.processor.batch_size, self._start(self._resumed_at))
+                ) as lent,
+            ):
+                async for batch in lent:
+                    await outlet.send(batch)
+
+    async def _process(self, inlet: Inlet[LentBatch], outlet: Outlet[Pieces[Any]]) -> None:
+        async with (
+            outlet.finishing(),
+            aclosing(inlet.items()) as items,
+            aclosing(_returned(items)) as lent,
+            aclosing(self.processor.pieces(lent)) as pieces,
+        ):
+            async for some in pieces:
+                needed = some.since(self._resumed_at)
+                if len(needed):
+                    await outlet.send(needed)
+
+    async def _write(
+        self, writer: SlideWriter[Any], inlet: Inlet[Pieces[Any]], receipts: list[Receipt]
+    ) -> None:
+        async with aclosing(inlet.items()) as items, aclosing(self._counted(items)) as pieces:
+            receipts.append(await writer.write(pieces))
+
+    async def _counted(
+        self, pieces: AsyncGenerator[Pieces[Any], None]
+    ) -> AsyncGenerator[Pieces[Any], None]:
+        """The pieces, told to the observer, and checked for the order that sinks rely on."""
+        expected = self._resumed_at
+        async for some in pieces:
+            if some.places.start != expected:
+                raise ContractBroken(
+                    f"the processor gave piece {some.places.start} where {expected} comes next"
+                )
+            expected = some.places.stop
+            self._written += len(some)
+            yield some
+            self.observe(PiecesWritten(self.ref.id, len(some)))
+        if expected != max(self._total, self._resumed_at):
+            raise ContractBroken(
+                f"the processor gave {expected} of the {self._total} pieces that were planned"
+            )
+
+
+class _Cause(Exception):
+    """Wraps what a stage raised, to tell it from the task group's own wrapping."""
+
+
+async def _released(
+    chunks: AsyncGenerator[BigChunk, None],
+) -> AsyncGenerator[BigChunk, None]:
+    """Big chunks, each given back when the next is asked for."""
+    async for chunk in chunks:
+        yield chunk
+        chunk.release()
+
+
+async def _returned(lent: AsyncGenerator[LentBatch, None]) -> AsyncGenerator[Batch, None]:
+    """Batches, each given back when the next is asked for."""
+    async for batch in lent:
+        yield batch
+        batch.release()
+
+
+def _first_cause(error: BaseException) -> Exception:
+    """The exception of the stage that failed first."""
+    while isinstance(error, BaseExceptionGroup):
+        causes = error.subgroup(_Cause) or error
+        error = causes.exceptions[0]
+    if isinstance(error, _Cause) and isinstance(error.__cause__, Exception):
+        return _first_cause(error.__cause__)
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def _described(ref: SlideRef, cause: Exception) -> str:
+    return f"{ref.uri}: unexpected {type(cause).__name__}: {cause}"

@@ -1,0 +1,316 @@
+"""Scroll: decodes each tile once, into a sheet of shared memory that slides down the level.
+
+A sheet is a raster as wide as the regions' tiles, of as many rows as its block holds. Regions
+come from the top down and overlap (windows do); a region's pixels are a view of the sheet, so
+that the tiles it shares with the region above are simply still there. When the sheet is full,
+the rows that the next region still needs are moved to its top and the sheet's *turn* begins
+anew: that copy is all that overlapping costs, and no tile is decoded twice within a panel.
+
+Rows are written again only when every chunk of an earlier turn that shows them was released.
+Reading ahead goes as far as the sheet has free rows; regions are handed out in order.
+
+``fill(level, box, ref)`` writes the pixels of a box of whole tiles into the array `ref`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+from anyio.abc import TaskGroup
+
+from ..blocks import Arena, ArrayRef, Block
+from ..chunks import BigChunk, Damage, Region
+from ..errors import ConfigError, WorkerDied
+from ..geometry import Box
+from ..slides import PyramidLevel, Slide
+from ..stages import ReadTally
+
+__all__ = ["Fill", "Scroll", "sheet_bytes"]
+
+Fill = Callable[[PyramidLevel, Box, ArrayRef], Awaitable[tuple[Damage, ...]]]
+
+_JOB_PIXELS = 64 * 256 * 256
+"""Pixels of one decoding job: some 10 ms of JPEG, against 0.2 ms for sending the job."""
+
+_MOST_DAMAGE = 100
+"""Damaged tiles that the tally lists; further ones are only counted."""
+
+
+def sheet_bytes(slide: Slide, region: Region) -> int:
+    """Bytes of the tiles that a region touches: the least that a scroll can work in."""
+    level = slide.level(region.level)
+    box = region.box.snapped(level.tile, level.size)
+    return box.height * _pitch(slide, box)
+
+
+def _pitch(slide: Slide, box: Box) -> int:
+    return box.width * slide.channels * np.dtype(slide.dtype).itemsize
+
+
+@dataclass(slots=True, eq=False)
+class _Sheet:
+    """Where the rows of a panel lie in the block.
+
+    Attributes:
+        level: what is read.
+        panel: the panel's tiles; x and width only.
+        pitch: bytes per row.
+        top: the level's row in the sheet's first row.
+        filled: first row of the level that no job was started for.
+        damage: known so far in the rows that further regions may show.
+    """
+
+    level: PyramidLevel
+    panel: Box
+    pitch: int
+    top: int
+    filled: int
+    damage: list[Damage] = field(default_factory=list)
+
+    def holds(self, level: PyramidLevel, box: Box) -> bool:
+        return (
+            self.level == level
+            and (self.panel.x, self.panel.width) == (box.x, box.width)
+            and self.top <= box.y <= self.filled
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Lease:
+    """A region that lies in the sheet: its turn and the bytes of the block that it occupies."""
+
+    region: Region
+    sheet: _Sheet
+    turn: int
+    begin: int
+    end: int
+    ref: ArrayRef
+    jobs: int = 0
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    error: Exception | None = None
+    damage: list[Damage] = field(default_factory=list)
+
+    def end_job(self) -> None:
+        self.jobs -= 1
+        if self.jobs == 0:
+            self.ready.set()
+
+    def add(self, damage: Iterable[Damage]) -> None:
+        box = self.region.box
+        self.damage += (d for d in damage if not d.box.intersection(box).empty)
+
+
+class Scroll:
+    """The reader's memory: one block, filled by jobs and lent out region by region.
+
+    Args:
+        slide: what is read.
+        arena: where the block lies.
+        block: memory of the sheet; at least `sheet_bytes` of the largest region.
+        fill: decodes a box of whole tiles into an array.
+        tasks: where jobs run; the reader's own, closed before the block is given back.
+        tally: counts what is decoded.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        arena: Arena,
+        block: Block,
+        fill: Fill,
+        tasks: TaskGroup,
+        tally: ReadTally,
+    ) -> None:
+        self._slide = slide
+        self._arena = arena
+        self._block = block
+        self._fill = fill
+        self._tasks = tasks
+        self._tally = tally
+        self._itemsize = slide.channels * np.dtype(slide.dtype).itemsize
+        self._turn = 0
+        self._leases: list[_Lease] = []
+        self._released = anyio.Event()
+        self._sheet: _Sheet | None = None
+        self._seen: dict[int, npt.NDArray[np.bool_]] = {}
+
+    async def chunks(self, regions: Iterator[Region]) -> AsyncGenerator[BigChunk, None]:
+        """The regions' pixels, in order."""
+        send, receive = anyio.create_memory_object_stream[_Lease](math.inf)
+        scope = anyio.CancelScope()
+        self._tasks.start_soon(self._schedule, regions, send, scope)
+        try:
+            async for lease in receive:
+                await lease.ready.wait()
+                if lease.error is not None:
+                    raise lease.error
+                yield self._chunk(lease)
+        finally:
+            scope.cancel()
+            receive.close()
+
+    def _chunk(self, lease: _Lease) -> BigChunk:
+        pixels = self._arena.resolve(lease.ref)
+        pixels.flags.writeable = False
+        damage = tuple(lease.damage)
+        return BigChunk(lease.region, pixels, damage, lambda: self._release(lease))
+
+    def _release(self, lease: _Lease) -> None:
+        self._leases.remove(lease)
+        self._released.set()
+        self._released = anyio.Event()
+
+    async def _schedule(
+        self,
+        regions: Iterator[Region],
+        send: anyio.abc.ObjectSendStream[_Lease],
+        scope: anyio.CancelScope,
+    ) -> None:
+        """Give each region its place in the sheet and start the jobs for its new rows."""
+        with scope:
+            async with send:
+                for region in regions:
+                    level = self._slide.level(region.level)
+                    box = region.box.snapped(level.tile, level.size)
+                    sheet = await self._place(level, box)
+                    lease = self._lease(sheet, region, box)
+                    await send.send(lease)
+                    await self._start_jobs(sheet, lease, box)
+
+    async def _place(self, level: PyramidLevel, box: Box) -> _Sheet:
+        """The sheet, moved on so that the box's rows have their place in it."""
+        sheet = self._sheet
+        if sheet is None or not sheet.holds(level, box):
+            self._turn += 1
+            sheet = _Sheet(level, box, box.width * self._itemsize, box.y, box.y)
+        elif (box.bottom - sheet.top) * sheet.pitch > self._block.nbytes:
+            await self._move(sheet, box.y)
+        self._sheet = sheet
+        return sheet
+
+    async def _move(self, sheet: _Sheet, top: int) -> None:
+        """Move the rows from `top` on to the sheet's top: the turn ends."""
+        begin = (top - sheet.top) * sheet.pitch
+        count = (sheet.filled - top) * sheet.pitch
+        # The rows must have been decoded before they can be moved.
+        for lease in [*self._leases]:
+            if lease.turn == self._turn and lease.end > begin:
+                await lease.ready.wait()
+        self._turn += 1
+        await self._free(0, count)
+        if count:
+            flat = self._arena.resolve(self._block.array((self._block.nbytes,), "uint8"))
+            await anyio.to_thread.run_sync(np.copyto, flat[:count], flat[begin : begin + count])
+        sheet.top = top
+
+    async def _free(self, begin: int, end: int) -> None:
+        """Wait until no region of an earlier turn lies in these bytes of the block."""
+        while any(
+            lease.turn != self._turn and lease.begin < end and begin < lease.end
+            for lease in self._leases
+        ):
+            await self._released.wait()
+
+    def _lease(self, sheet: _Sheet, region: Region, box: Box) -> _Lease:
+        begin = (box.y - sheet.top) * sheet.pitch
+        end = (box.bottom - sheet.top) * sheet.pitch
+        lease = _Lease(region, sheet, self._turn, begin, end, self._ref(sheet, region.box))
+        sheet.damage = [d for d in sheet.damage if d.box.bottom > box.y]
+        lease.add(sheet.damage)
+        self._leases.append(lease)
+        return lease
+
+    def _ref(self, sheet: _Sheet, box: Box) -> ArrayRef:
+        itemsize = np.dtype(self._slide.dtype).itemsize
+        at = (box.y - sheet.top) * sheet.pitch + (box.x - sheet.panel.x) * self._itemsize
+        return ArrayRef(
+            self._block.offset + at,
+            (box.height, box.width, self._slide.channels),
+            (sheet.pitch, self._itemsize, itemsize),
+            self._slide.dtype,
+        )
+
+    async def _start_jobs(self, sheet: _Sheet, lease: _Lease, box: Box) -> None:
+        # One more than there are jobs, so that the first to end does not make the lease ready.
+        lease.jobs = 1
+        todo = Box.between(box.x, max(sheet.filled, box.y), box.right, box.bottom)
+        for part in jobs(sheet.level, todo):
+            begin = (part.y - sheet.top) * sheet.pitch
+            await self._free(begin, begin + part.height * sheet.pitch)
+            lease.jobs += 1
+            self._tasks.start_soon(self._job, sheet, lease, part, self._ref(sheet, part))
+            sheet.filled = max(sheet.filled, part.bottom)
+        lease.end_job()
+
+    async def _job(self, sheet: _Sheet, lease: _Lease, box: Box, ref: ArrayRef) -> None:
+        self._count(sheet.level, box)
+        try:
+            damage = await self._fill(sheet.level, box, ref)
+        except WorkerDied as error:
+            damage = (Damage(sheet.level.index, -1, box, str(error)),)
+        except Exception as error:
+            # Raised where the chunk is awaited: an error here would end the reader's tasks.
+            lease.error = lease.error or error
+            damage = ()
+        if damage:
+            sheet.damage += damage
+            for other in self._leases:
+                if other.sheet is sheet:
+                    other.add(damage)
+            self._tally.damaged_tiles += len(damage)
+            self._tally.damage += damage[: _MOST_DAMAGE - len(self._tally.damage)]
+        lease.end_job()
+
+    def _count(self, level: PyramidLevel, box: Box) -> None:
+        columns = -(-level.size.width // level.tile.width)
+        rows = -(-level.size.height // level.tile.height)
+        seen = self._seen.setdefault(level.index, np.zeros((rows, columns), np.bool_))
+        part = seen[
+            box.y // level.tile.height : -(-box.bottom // level.tile.height),
+            box.x // level.tile.width : -(-box.right // level.tile.width),
+        ]
+        self._tally.tiles_decoded += part.size
+        self._tally.distinct_tiles += part.size - int(np.count_nonzero(part))
+        part[...] = True
+
+
+def jobs(level: PyramidLevel, box: Box) -> Iterator[Box]:
+    """A box of whole tiles cut into jobs of whole tiles, about `_JOB_PIXELS` each."""
+    if box.empty:
+        return
+    tile = level.tile
+    height = max(1, _JOB_PIXELS // (box.width * tile.height)) * tile.height
+    columns = max(1, round(box.width * tile.height / _JOB_PIXELS))
+    width = -(-box.width // (columns * tile.width)) * tile.width
+    for y in range(box.y, box.bottom, height):
+        for x in range(box.x, box.right, width):
+            yield Box.between(x, y, min(x + width, box.right), min(y + height, box.bottom))
+
+
+def checked(slide: Slide, regions: Iterator[Region], memory: int) -> tuple[int, Iterator[Region]]:
+    """Bytes for the sheet of these regions, and the regions again.
+
+    Regions of one plan are alike, so that the first tells what is needed. Four times that much
+    lets decoding run ahead and keeps the rows that are moved below a third of those decoded.
+
+    Raises:
+        ConfigError: `memory` does not hold one region.
+    """
+    first = next(regions, None)
+    if first is None:
+        return 0, iter(())
+    least = sheet_bytes(slide, first)
+    if least > memory:
+        raise ConfigError(
+            f"{slide.ref.uri}: windows of this size need {least / 2**20:.0f} MiB for pixels, "
+            f"but the memory limit leaves {memory / 2**20:.0f} MiB; raise it or work on fewer "
+            "slides at once"
+        )
+    return min(memory, max(4 * least, 64 * 2**20)), chain((first,), regions)

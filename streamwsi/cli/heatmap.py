@@ -1,0 +1,215 @@
+"""``streamwsi heatmap``: the main job."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamwsi.errors import ConfigError
+from streamwsi.limits import Limits
+from streamwsi.reports import Event, RunReport, SlideEnded, SlideOutcome
+
+from .terminal import (
+    Debug,
+    Interrupted,
+    Json,
+    ProgressBar,
+    errors_as_sentences,
+    fail,
+    print_json,
+    run_interruptible,
+)
+
+if TYPE_CHECKING:
+    from streamwsi.pipelines import Pipeline
+    from streamwsi.stages import Sink
+
+__all__ = ["heatmap", "run_reported"]
+
+
+class SinkName(StrEnum):
+    """What the heatmap is written as."""
+
+    ZARR = "zarr"
+    PDMCSV = "pdmcsv"
+
+
+def heatmap(
+    slides: Annotated[list[Path], typer.Argument(metavar="SLIDE...", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="hematoxylin, package.module:factory, a TorchScript file, or a .pt2 file of "
+            "torch.export.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the outputs.", show_default=False)],
+    sink: Annotated[SinkName, typer.Option(help="OUT/<slide>.zarr or OUT/<slide>.csv.")] = (
+        SinkName.ZARR
+    ),
+    kernel_size: Annotated[int, typer.Option(help="Width of a window in pixels.")] = 256,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Distance between windows in pixels.", show_default="kernel size"),
+    ] = None,
+    level: Annotated[int, typer.Option(help="Pyramid level; 0 is the finest.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Windows per call of the model.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Subtracted from pixels in 0…1.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Pixels are divided by it afterwards.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Decoding processes.", show_default="one per core")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Budget for pixels in flight.")] = "2GiB",
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Begin existing outputs anew instead of completing them."
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a model over slides and write a heatmap of each.
+
+    The same command completes what an interrupted run began. A slide that fails is reported,
+    and the others finish.
+    """
+    with errors_as_sentences(debug):
+        limits = Limits(workers=workers, memory=memory)
+        pipeline = _pipeline(
+            model, _sink(sink, out), kernel_size, stride, level, batch_size, device, mean, std
+        )
+        report = run_reported(pipeline, slides, limits, overwrite, as_json)
+        for outcome in report.failures:
+            if debug and outcome.cause is not None:
+                _print_cause(outcome.cause)
+        raise typer.Exit(2 if report.misconfigured else 1 if report.failures else 0)
+
+
+def _pipeline(
+    model: str,
+    sink: Sink[Any],
+    kernel_size: int,
+    stride: int | None,
+    level: int,
+    batch_size: int,
+    device: str,
+    mean: str | None,
+    std: str | None,
+) -> Pipeline[Any]:
+    from streamwsi.pipelines import Pipeline
+    from streamwsi.processors.torch_module import TorchModule
+    from streamwsi.samplers.sliding_window import SlidingWindow
+
+    from .opening import any_source
+
+    return Pipeline(
+        source=any_source(),
+        sampler=SlidingWindow(kernel_size=kernel_size, stride=stride, level=level),
+        processor=TorchModule(
+            model,
+            batch_size=batch_size,
+            device=device,
+            mean=_floats("--mean", mean),
+            std=_floats("--std", std),
+        ),
+        sink=sink,
+    )
+
+
+def _sink(name: SinkName, out: Path) -> Sink[Any]:
+    from streamwsi.sinks.heatmap_zarr import HeatmapZarr
+    from streamwsi.sinks.pdmcsv import Pdmcsv
+
+    return HeatmapZarr(str(out)) if name is SinkName.ZARR else Pdmcsv(str(out))
+
+
+def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a list of numbers like 0.7,0.6,0.7") from None
+
+
+def run_reported(
+    pipeline: Pipeline[Any],
+    slides: list[Path],
+    limits: Limits,
+    overwrite: bool,
+    as_json: bool,
+) -> RunReport:
+    """Run, with a progress bar, and print the report.
+
+    Raises:
+        Interrupted: after printing what was done until then.
+    """
+    from streamwsi.runs import run
+
+    ended: list[SlideOutcome] = []
+
+    def remember(event: Event) -> None:
+        if isinstance(event, SlideEnded):
+            ended.append(event.outcome)
+
+    with ProgressBar() as progress:
+
+        async def main() -> RunReport:
+            return await run(
+                pipeline,
+                slides,
+                limits=limits,
+                overwrite=overwrite,
+                observers=(remember, progress),
+            )
+
+        try:
+            report = run_interruptible(main)
+        except Interrupted:
+            progress.__exit__()
+            _print_report(RunReport(tuple(ended), sum(o.seconds for o in ended)), as_json)
+            raise
+    _print_report(report, as_json)
+    return report
+
+
+def _print_report(report: RunReport, as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_json())
+    for outcome in report.outcomes:
+        if outcome.status == "failed":
+            fail(outcome.error or "unknown")
+        elif outcome.status == "interrupted":
+            print(f"interrupted: {outcome.uri}; the same command completes it", file=sys.stderr)
+        elif not as_json:
+            print(_line(outcome))
+
+
+def _line(outcome: SlideOutcome) -> str:
+    facts = [f"{outcome.pieces:,} windows in {outcome.seconds:.1f} s"]
+    if outcome.resumed_at:
+        facts = [f"{outcome.resumed_at:,} windows were there already", *facts]
+    if outcome.damaged_tiles:
+        facts.append(f"{outcome.damaged_tiles} tiles could not be read")
+    if outcome.invalid:
+        facts.append(f"{outcome.invalid:,} windows are NaN for it")
+    if outcome.distinct_tiles:
+        facts.append(f"each tile decoded {outcome.amplification:.2f} times")
+    return f"{outcome.uri} -> {', '.join(outcome.outputs)} ({'; '.join(facts)})"
+
+
+def _print_cause(cause: BaseException) -> None:
+    import traceback
+
+    traceback.print_exception(cause)

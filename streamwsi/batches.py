@@ -15,29 +15,7 @@ import numpy.typing as npt
 from .chunks import Batch, BigChunk, Pixels, Places, Plan, SmallChunks
 from .errors import ContractBroken
 
-__all__ = ["LentBatch", "batches"]
-
-
-class LentBatch(Batch):
-    """A batch whose views lie in big chunks that it holds until it is released."""
-
-    __slots__ = ("_chunks",)
-
-    def __init__(
-        self,
-        places: Places,
-        parts: tuple[Pixels, ...],
-        valid: npt.NDArray[np.bool_],
-        chunks: tuple[BigChunk, ...],
-    ) -> None:
-        super().__init__(places, parts, valid)
-        self._chunks = chunks
-
-    def release(self) -> None:
-        """Give the views back; afterwards their pixels mean nothing."""
-        for chunk in self._chunks:
-            chunk.release()
-        self._chunks = ()
+__all__ = ["batches"]
 
 
 class _Filling:
@@ -75,8 +53,8 @@ class _Filling:
                 chunk.release()
             self._chunks.clear()
 
-    def batch(self) -> LentBatch:
-        return LentBatch(
+    def batch(self) -> Batch:
+        return Batch(
             Places(self._plan, self._start, self.next),
             tuple(self._parts),
             np.concatenate(self._valid),
@@ -86,7 +64,7 @@ class _Filling:
 
 async def batches(
     plan: Plan, windows: AsyncIterator[SmallChunks], size: int, start: int = 0
-) -> AsyncGenerator[LentBatch, None]:
+) -> AsyncGenerator[Batch, None]:
     """Batches of the windows from number `start` on; the receiver releases each.
 
     Args:

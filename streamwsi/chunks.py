@@ -223,15 +223,30 @@ class SmallChunks:
 class Batch:
     """Consecutive windows for one call of the model, valid until the next batch is asked for.
 
+    A processor that works on several batches at once calls `keep` before it asks for the next
+    one, and `release` as soon as it has copied the windows.
+
     Attributes:
         places: where the windows lie.
         parts: arrays ``(n_i, height, width, channels)`` that make up the batch, in order.
         valid: ``(n,)`` bool: whether all pixels of the window are valid.
+        chunks: the big chunks that lend the pixels.
     """
 
     places: Places
     parts: tuple[Pixels, ...]
     valid: npt.NDArray[np.bool_]
+    chunks: tuple[BigChunk, ...] = ()
+
+    def keep(self) -> None:
+        """Keep the pixels valid until one more `release`."""
+        for chunk in self.chunks:
+            chunk.retain()
+
+    def release(self) -> None:
+        """Give the pixels back; to be called in the event loop, once for each holder."""
+        for chunk in self.chunks:
+            chunk.release()
 
     def __len__(self) -> int:
         return len(self.places)

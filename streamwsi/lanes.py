@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from .batches import LentBatch, batches
+from .batches import batches
 from .chunks import Batch, BigChunk, Pieces, Plan, Receipt
 from .errors import ContractBroken, SlideError, SlideFailed, StreamwsiError
 from .links import DownstreamFailed, Inlet, Link, Outlet, UpstreamFailed
@@ -131,7 +131,7 @@ class Lane:
     async def _stream(self, reader: SlideReader, plan: Plan, writer: SlideWriter[Any]) -> Receipt:
         times = self._times
         bigchunks = Link[BigChunk](_BIGCHUNKS, times["read"], times["sample"])
-        lent = Link[LentBatch](_BATCHES, times["sample"], times["process"])
+        lent = Link[Batch](_BATCHES, times["sample"], times["process"])
         pieces = Link[Pieces[Any]](_PIECES, times["process"], times["write"])
         receipts: list[Receipt] = []
         async with anyio.create_task_group() as tasks:
@@ -165,7 +165,7 @@ class Lane:
                 async for chunk in chunks:
                     await outlet.send(chunk)
 
-    async def _sample(self, plan: Plan, inlet: Inlet[BigChunk], outlet: Outlet[LentBatch]) -> None:
+    async def _sample(self, plan: Plan, inlet: Inlet[BigChunk], outlet: Outlet[Batch]) -> None:
         async with outlet.finishing():
             if self._resumed_at >= plan.count:
                 return
@@ -180,7 +180,7 @@ class Lane:
                 async for batch in lent:
                     await outlet.send(batch)
 
-    async def _process(self, inlet: Inlet[LentBatch], outlet: Outlet[Pieces[Any]]) -> None:
+    async def _process(self, inlet: Inlet[Batch], outlet: Outlet[Pieces[Any]]) -> None:
         async with (
             outlet.finishing(),
             aclosing(inlet.items()) as items,
@@ -231,7 +231,7 @@ async def _released(
         chunk.release()
 
 
-async def _returned(lent: AsyncGenerator[LentBatch, None]) -> AsyncGenerator[Batch, None]:
+async def _returned(lent: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, None]:
     """Batches, each given back when the next is asked for."""
     async for batch in lent:
         yield batch

@@ -1,0 +1,187 @@
+"""A loaded model at work: batches in, arrays out.
+
+`Inference.compute` runs in several threads at the same time (see `torch_module`); each has an
+input buffer of its own, and on a GPU a stream of its own. The output is checked before it goes
+on: a sink is sized by its first batch, and a model that returns something else later would be
+found out only after hours. Results are copied out of the model's memory, which it may use again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..chunks import Batch
+from ..errors import CannotProcess, ConfigError
+from .base import first_line
+from .model_inputs import InputBuffer
+from .models import LoadedModel, load_model
+
+__all__ = ["Inference", "device_for"]
+
+_EXPECTED = "expected is one tensor, N×C (a vector per window) or N×C×h×w (a map per window)"
+
+
+def device_for(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` stands for here.
+
+    Raises:
+        ConfigError: this machine has no such GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device {name}: no CUDA GPU can be used here; choose cpu or auto")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name}: there is no such GPU; they are numbered 0 to "
+            f"{torch.cuda.device_count() - 1}"
+        )
+    return torch.device("cuda", index)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Inference:
+    """A model on its device, with its input buffer.
+
+    Args:
+        model: what `load_model` takes.
+        batch_size: windows a batch holds.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        mean: see `InputBuffer`.
+        std: see `InputBuffer`.
+        channel_names: what the output's channels are called; None takes the model's own word.
+
+    Attributes:
+        config: what identifies the results, JSON-able.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or takes only batches of another size.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        batch_size: int,
+        device: str,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        channel_names: tuple[str, ...] | None,
+    ) -> None:
+        self._device = device_for(device)
+        self._model: LoadedModel = load_model(model, self._device)
+        if self._model.batch not in (None, batch_size):
+            raise ConfigError(
+                f"the model was exported for batches of exactly {self._model.batch}: set "
+                "batch_size to that, or export it with a dynamic batch dimension"
+            )
+        self._batch_size = batch_size
+        self._mean, self._std = mean, std
+        self._names = self._model.channel_names if channel_names is None else channel_names
+        self._local = threading.local()
+        self._intra_op = torch.get_num_threads()
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.config: Mapping[str, Any] = {
+            "model": self._model.description,
+            "batch_size": batch_size,
+            "mean": None if mean is None else [*mean],
+            "std": None if std is None else [*std],
+            # The same network gives other last digits on another kind of device.
+            "device": self._device.type,
+            "channels": None if self._names is None else [*self._names],
+        }
+
+    @property
+    def threads(self) -> int:
+        """How many batches are best computed at the same time on this device."""
+        return _cores() if self._device.type == "cpu" else 2
+
+    def enter_thread(self, at_once: int) -> None:
+        """To be called first in each thread that computes, with the number of these threads."""
+        if self._device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
+        elif at_once > 1:
+            torch.set_num_threads(1)
+
+    def compute(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """The model's output for a batch, ``(n, channels)`` or ``(n, channels, h, w)``.
+
+        Raises:
+            CannotProcess: the model failed, or returned something unusable.
+        """
+        with torch.inference_mode():
+            images = self._input(batch).fill(batch, self._model.batch or 1)
+            try:
+                output = self._model.call(images)
+                return self._values(output, len(batch), images.shape)
+            except CannotProcess:
+                raise
+            except Exception as error:
+                raise CannotProcess(_failure(error, images.shape)) from error
+
+    def close(self) -> None:
+        """Put a module of the caller's back as it was, and torch's number of threads."""
+        torch.set_num_threads(self._intra_op)
+        self._model.close()
+
+    def _input(self, batch: Batch) -> InputBuffer:
+        """The buffer for windows like these; one is kept, for all slides tend to agree."""
+        key = (batch.shape[1:], batch.dtype)
+        kept: tuple[object, InputBuffer] | None = getattr(self._local, "buffer", None)
+        if kept is None or kept[0] != key:
+            kept = self._local.buffer = None  # give its memory back before allocating again
+            on_gpu = self._device.type != "cpu"
+            new = InputBuffer(
+                batch, self._batch_size, self._device, self._mean, self._std, staged=on_gpu
+            )
+            kept = self._local.buffer = (key, new)
+        return kept[1]
+
+    def _values(self, output: object, n: int, taken: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        if not isinstance(output, Tensor):
+            raise CannotProcess(f"the model returned a {type(output).__qualname__}; {_EXPECTED}")
+        shape = tuple(output.shape)
+        if len(shape) not in (1, 2, 4) or shape[0] != taken[0] or 0 in shape:
+            raise CannotProcess(
+                f"the model returned a tensor of shape {shape} for input of shape "
+                f"{tuple(taken)}; {_EXPECTED}"
+            )
+        if output.is_complex():
+            raise CannotProcess(f"the model returned complex numbers ({output.dtype}); {_EXPECTED}")
+        each = shape[1:] or (1,)
+        if each != self._shapes.setdefault(tuple(taken[1:]), each):
+            before = self._shapes[tuple(taken[1:])]
+            raise CannotProcess(
+                f"the model returned {each} per window and {before} for earlier windows of the "
+                "same size; every batch must give the same"
+            )
+        if self._names is not None and len(self._names) != each[0]:
+            raise CannotProcess(
+                f"the model returned {each[0]} channel(s), but there are {len(self._names)} "
+                f"channel names: {', '.join(self._names)}"
+            )
+        values = np.empty((n, *each), np.float32)
+        # For a model on the GPU this waits until it has computed.
+        torch.from_numpy(values).copy_(output[:n].reshape(values.shape))
+        return values
+
+
+def _failure(error: Exception, shape: tuple[int, ...]) -> str:
+    text = f"the model failed on input of shape {tuple(shape)}: {first_line(error)}"
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return f"{text}; a smaller --batch-size takes less memory"
+    return text

@@ -1,0 +1,214 @@
+"""Loading what `TorchModule` is given: a module, a name, a factory or a file.
+
+==========================  ====================================================================
+``"hematoxylin"``           the built-in model, see `hematoxylin`
+``"package.module:name"``   an ``nn.Module``, or a function without arguments that returns one;
+                            also found in the current folder
+a path                      a TorchScript file or a ``torch.export`` archive
+an ``nn.Module``            that module
+==========================  ====================================================================
+
+A file is never unpickled: see `model_files` for what is refused and why, `exported_programs`
+for how archives of ``torch.export`` are made safe. A factory is Python code that the caller
+names, and is trusted like any import.
+
+The description of a model identifies its results for a resume: the digest of a file's content,
+or of a module's classes, settings, parameters and buffers. What a module's code does beyond
+these is not seen: after changing a ``forward``, start afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .base import first_line
+from .exported_programs import load_exported
+from .hematoxylin import VERSION, Hematoxylin
+from .model_files import kind_of, sha256_of
+
+__all__ = ["LoadedModel", "load_model"]
+
+_optimised: Any = vars(torch.jit)["optimized_execution"]  # missing from torch's type hints
+_FACTORY = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+
+
+def _nothing() -> None:
+    """There is nothing to restore."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to be called.
+
+    Attributes:
+        call: takes float32 ``(n, channels, h, w)``, returns whatever the model returns.
+        description: what identifies it, JSON-able.
+        channel_names: what its output's channels are called, where it says so.
+        batch: the only number of windows that it takes; None where it takes any.
+        close: puts a module of the caller's back as it was.
+    """
+
+    call: Callable[[Tensor], Any]
+    description: Mapping[str, Any]
+    channel_names: tuple[str, ...] | None = None
+    batch: int | None = None
+    close: Callable[[], None] = _nothing
+
+
+def load_model(model: nn.Module | str | Path, device: torch.device) -> LoadedModel:
+    """Load a model onto a device, in evaluation mode.
+
+    Raises:
+        ConfigError: there is no such model, or it is not safe to load.
+    """
+    if isinstance(model, nn.Module):
+        return _of_module(model, device)
+    if model == "hematoxylin":
+        module = Hematoxylin().eval()
+        description = {"kind": "hematoxylin", "version": VERSION}
+        return LoadedModel(module, description, Hematoxylin.channel_names)
+    if not isinstance(model, str | Path):
+        raise ConfigError(f"a model is an nn.Module or text, not a {type(model).__qualname__}")
+    path = Path(model)
+    if path.exists():
+        return _of_file(path, device)
+    if match := _FACTORY.fullmatch(str(model)):
+        return _of_module(_made(str(model), match[1], match[2]), device)
+    raise ConfigError(
+        f"there is no model {str(model)!r}: it is neither hematoxylin nor an existing file nor "
+        "package.module:factory"
+    )
+
+
+def _of_file(path: Path, device: torch.device) -> LoadedModel:
+    kind = kind_of(path)
+    description = {"kind": kind, "name": path.name, "sha256": sha256_of(path)}
+    if kind == "torch.export":
+        program = load_exported(path, device)
+        return LoadedModel(program, description, batch=program.batch)
+    with warnings.catch_warnings():
+        # torch would like everybody to move on to torch.export.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            script = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise ConfigError(
+                f"the TorchScript file {path} cannot be loaded: {first_line(error)}"
+            ) from error
+    return LoadedModel(_unoptimised(script), description)
+
+
+def _unoptimised(script: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """The model without torch's optimiser, which works while the first batches run: they would
+    go through other code than later ones, and a resumed run could differ in the last bits."""
+
+    def call(images: Tensor) -> Any:
+        with _optimised(False):
+            return script(images)
+
+    return call
+
+
+def _of_module(module: nn.Module, device: torch.device) -> LoadedModel:
+    training = [part for part in module.modules() if part.training]
+
+    def restore() -> None:
+        for part in training:
+            part.training = True
+
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    try:
+        description = {"kind": "module", "name": name, "sha256": _digest(module)}
+        module = module.to(device)
+        # A program of torch.export has no modes: it is what it was when it was exported.
+        with suppress(NotImplementedError):
+            module.eval()
+    except Exception as error:
+        restore()
+        raise ConfigError(
+            f"the model {name} cannot be made ready on {device}: {first_line(error)}"
+        ) from error
+    names = getattr(module, "channel_names", None)
+    names = tuple(str(name) for name in names) if isinstance(names, list | tuple) else None
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return LoadedModel(
+        _unoptimised(module) if scripted else module, description, names, close=restore
+    )
+
+
+def _digest(module: nn.Module) -> str:
+    """A digest of the classes, settings, parameters and buffers of a module."""
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        digest.update(_ADDRESS.sub("", f"{name} {kind}({part.extra_repr()})\n").encode())
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            digest.update(f"{name} {type(value).__qualname__}\n".encode())
+            continue
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        if value.is_quantized:
+            value = value.dequantize()
+        flat = value.detach().cpu().to_dense().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _made(model: str, module_name: str, name: str) -> nn.Module:
+    """The module that ``package.module:name`` names or makes."""
+    with _current_folder_importable():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"the model {model}: there is no module {error.name}") from error
+        except Exception as error:
+            raise ConfigError(
+                f"the model {model}: importing {module_name} failed: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+        for part in name.split("."):
+            if not hasattr(found, part):
+                raise ConfigError(f"the model {model}: {module_name} has no {name}")
+            found = getattr(found, part)
+        if isinstance(found, nn.Module):
+            return found
+        if not callable(found):
+            raise ConfigError(f"the model {model} is neither an nn.Module nor a function")
+        try:
+            made = found()
+        except Exception as error:
+            raise ConfigError(
+                f"the model {model} failed: {type(error).__name__}: {first_line(error)}"
+            ) from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"the model {model} returned a {type(made).__qualname__} instead of an nn.Module"
+        )
+    return made
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """A console script's ``sys.path`` lacks the folder that the user stands in."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)

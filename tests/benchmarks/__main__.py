@@ -1,0 +1,184 @@
+"""Runs the jobs and prints a table; see the README beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bounds import cores, decode_bound, model_bound
+from .contenders import available
+from .jobs import JOBS, Job, model_of, quick, slide_of
+
+ROOT = Path(__file__).resolve().parents[2]
+_SAMPLE = 2000
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("--quick", action="store_true", help="smaller slides, one round")
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    parser.add_argument("--job", action="append", choices=[job.name for job in JOBS])
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--no-peers", action="store_true")
+    args = parser.parse_args()
+    rounds = args.rounds or (1 if args.quick else 3)
+    jobs = [job for job in JOBS if not args.job or job.name in args.job]
+    results = []
+    print(f"{platform.processor() or platform.machine()}, {cores()} cores")
+    for job in map(quick, jobs) if args.quick else jobs:
+        results.append(_job(job, rounds, peers=job.peers and not args.no_peers))
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1))
+
+
+def _job(job: Job, rounds: int, peers: bool) -> dict[str, Any]:
+    if job.model == "null":
+        contenders, slide, reference = ["null"], Path("null"), {}
+    else:
+        slide = slide_of(job)
+        contenders = ["streamwsi", *(available() if peers else [])]
+        reference = _reference(job, slide)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    bounds: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        if job.model != "null":
+            bounds.append({"decode": decode_bound(job, slide), "model": model_bound(job)})
+        for name in contenders:
+            found[name].append(_run(name, job, slide, reference))
+    table = {name: _median(runs) for name, runs in found.items()}
+    for name in contenders:
+        table[name]["pss"] = _run(name, job, slide, reference, memory=True)["pss"]
+    result = {"job": job.name, "windows": job.windows, "contenders": table, "bounds": bounds}
+    _print(job, result)
+    return result
+
+
+def _reference(job: Job, slide: Path) -> dict[int, Any]:
+    """The model called on single windows of the whole level: some windows by number."""
+    import tifffile
+    import torch
+
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(job.windows)[:_SAMPLE])
+    model = model_of(job.model)
+    values = {}
+    with tifffile.TiffFile(slide) as tiff, torch.inference_mode():
+        store: Any = tiff.series[0].levels[0].asarray(out="memmap") if job.windows else None
+        for i in chosen:
+            y, x = divmod(int(i), job.columns)
+            window = store[
+                y * job.stride : y * job.stride + job.kernel,
+                x * job.stride : x * job.stride + job.kernel,
+            ]
+            part = torch.from_numpy(np.array(window)).permute(2, 0, 1)[None].float() / 255
+            values[int(i)] = model(part)[0].numpy()
+    return values
+
+
+def _run(
+    name: str, job: Job, slide: Path, reference: dict[int, Any], memory: bool = False
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "values.npy"
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.contender", name]
+            + [json.dumps(asdict(job)), str(slide), str(out)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        peak = _watch(process) if memory else 0
+        text, _ = process.communicate()
+        if process.returncode != 0:
+            return {"wall": float("nan"), "cpu": float("nan"), "error": "failed", "pss": peak}
+        facts: dict[str, Any] = json.loads(text.splitlines()[-1]) | {"pss": peak}
+        if out.exists():
+            facts["error"] = _worst(np.load(out), reference)
+        return facts
+
+
+def _worst(values: Any, reference: dict[int, Any]) -> float:
+    """The largest difference from the reference; NaN and missing values count as infinite."""
+    flat = values.reshape(-1, values.shape[-1])
+    worst = max(float(np.abs(flat[i] - v).max()) for i, v in reference.items())
+    return worst if worst == worst else float("inf")
+
+
+def _watch(process: subprocess.Popen[str]) -> int:
+    """Peak PSS of the process tree in bytes: shared memory counts once."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(_pss, _tree(process.pid))))
+        time.sleep(0.1)
+    return peak
+
+
+def _tree(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        for thread in threads:
+            children += (thread / "children").read_text().split()
+    except OSError:
+        children = []
+    return [pid, *(p for child in dict.fromkeys(map(int, children)) for p in _tree(child))]
+
+
+def _pss(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("wall", "cpu")
+    return runs[-1] | {key: statistics.median(run[key] for run in runs) for key in keys}
+
+
+def _print(job: Job, result: dict[str, Any]) -> None:
+    table = result["contenders"]
+    windows = f"{job.windows:,} windows"
+    print(f"\n{job.name}: kernel {job.kernel}, stride {job.stride}, {windows}, {job.model}")
+    bound = None
+    if result["bounds"]:
+        decode = statistics.median(b["decode"]["cpu"] for b in result["bounds"])
+        model = statistics.median(b["model"]["cpu"] for b in result["bounds"])
+        bound = result["bound"] = (decode + model) / cores()
+        best = result["bounds"][-1]["model"]
+        print(
+            f"  bound: decode {decode:.2f} + model {model:.2f} CPU s = {bound:.2f} s on"
+            f" {cores()} cores (batch {best['batch']}, {best['callers']} × {best['threads']} threads)"
+        )
+    peers = {n: t["wall"] for n, t in table.items() if n not in ("streamwsi", "null")}
+    fastest = min((w for w in peers.values() if w == w), default=None)
+    heads = f"{'wall s':>8}{'CPU s':>8}{'PSS MB':>8}{'win/s':>10}{'÷bound':>8}{'÷peer':>7}"
+    print(f"  {'':22}{heads}  error")
+    for name, facts in table.items():
+        ours = bound and facts["wall"] / bound
+        versus = fastest and facts["wall"] / fastest
+        print(
+            f"  {name:22}{facts['wall']:8.2f}{facts['cpu']:8.2f}{facts['pss'] / 1e6:8.0f}"
+            f"{job.windows / facts['wall']:10,.0f}{ours or 0:8.2f}{versus or 0:7.2f}"
+            f"  {facts.get('error', '')}"
+            + (f"  amplification {facts['amplification']:.3f}" if "amplification" in facts else "")
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import anyio
 
 from .batches import batches
 from .chunks import Batch, BigChunk, Pieces, Plan, Receipt
-from .errors import ContractBroken, SlideError, SlideFailed, StreamwsiError
+from .errors import ConfigError, ContractBroken, SlideError, SlideFailed, StreamwsiError
 from .links import DownstreamFailed, Inlet, Link, Outlet, UpstreamFailed
 from .reports import Observer, PiecesWritten, SlideOutcome, SlideStarted, StageTimes
 from .slides import SlideRef
@@ -120,6 +120,7 @@ class Lane:
             self._tally = reader.tally
             plan = self.sampler.plan(reader.slide)
             self._total = plan.count
+            self._check_memory(reader, plan)
             recipe = Recipe(plan.config, self.processor.config, self.sink.config)
             self._stage = "write"
             async with self.sink.open(plan, recipe, overwrite=self.overwrite) as writer:
@@ -128,25 +129,40 @@ class Lane:
                 self.observe(SlideStarted(self.ref.id, plan.count, writer.resume_at))
                 return await self._stream(reader, plan, writer)
 
+    def _check_memory(self, reader: SlideReader, plan: Plan) -> None:
+        """Before anything is written: an output must not be begun that can never be completed."""
+        first = next(plan.regions(), None)
+        needed = reader.needs(first) if first else 0
+        if needed > self.memory:
+            raise ConfigError(
+                f"{self.ref.uri}: windows of this size need {_mib(needed)} for pixels, but the "
+                f"memory limit leaves {_mib(self.memory)} a slide; raise it "
+                f"{needed / self.memory:.1f}-fold, or work on fewer slides at once"
+            )
+
     async def _stream(self, reader: SlideReader, plan: Plan, writer: SlideWriter[Any]) -> Receipt:
         times = self._times
         bigchunks = Link[BigChunk](_BIGCHUNKS, times["read"], times["sample"])
         lent = Link[Batch](_BATCHES, times["sample"], times["process"])
         pieces = Link[Pieces[Any]](_PIECES, times["process"], times["write"])
         receipts: list[Receipt] = []
-        async with anyio.create_task_group() as tasks:
-            start = tasks.start_soon
-            start(self._task, "read", self._read, reader, plan, bigchunks.outlet)
-            start(self._task, "sample", self._sample, plan, bigchunks.inlet, lent.outlet)
-            start(self._task, "process", self._process, lent.inlet, pieces.outlet)
-            start(self._task, "write", self._write, writer, pieces.inlet, receipts)
+        with closing(bigchunks), closing(lent), closing(pieces):
+            async with anyio.create_task_group() as tasks:
+                start = tasks.start_soon
+                start(self._task, "read", self._read, reader, plan, bigchunks.outlet)
+                start(self._task, "sample", self._sample, plan, bigchunks.inlet, lent.outlet)
+                start(self._task, "process", self._process, lent.inlet, pieces.outlet)
+                start(self._task, "write", self._write, writer, pieces.inlet, receipts)
         return receipts[0]
 
     async def _task(self, stage: str, body: Callable[..., Awaitable[None]], *args: Any) -> None:
         """A stage's task: the first one that fails gives the lane's failure its stage."""
         try:
             await body(*args)
-        except (UpstreamFailed, DownstreamFailed):
+        except DownstreamFailed:
+            # The next stage has all it wants, or has failed and says so itself.
+            return
+        except UpstreamFailed:
             raise
         except Exception as error:
             self._stage = stage
@@ -179,6 +195,8 @@ class Lane:
             ):
                 async for batch in lent:
                     await outlet.send(batch)
+            # Where the sampler is done before the reader, the reader may stop as well.
+            inlet.close()
 
     async def _process(self, inlet: Inlet[Batch], outlet: Outlet[Pieces[Any]]) -> None:
         async with (
@@ -246,6 +264,10 @@ def _first_cause(error: BaseException) -> Exception:
     if isinstance(error, _Cause) and isinstance(error.__cause__, Exception):
         return _first_cause(error.__cause__)
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
 
 
 def _described(ref: SlideRef, cause: Exception) -> str:

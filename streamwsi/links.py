@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from .reports import StageTimes
 
@@ -37,9 +38,7 @@ class _Finished:
 class Outlet(Generic[T]):
     """The producer's end of a link."""
 
-    def __init__(
-        self, stream: anyio.abc.ObjectSendStream[T | _Finished], times: StageTimes
-    ) -> None:
+    def __init__(self, stream: MemoryObjectSendStream[T | _Finished], times: StageTimes) -> None:
         self._stream = stream
         self._times = times
 
@@ -60,10 +59,14 @@ class Outlet(Generic[T]):
         finally:
             self._times.blocked_s += time.perf_counter() - began
 
+    def close(self) -> None:
+        """End the link without the mark; nothing happens where it was finished before."""
+        self._stream.close()
+
     @asynccontextmanager
     async def finishing(self) -> AsyncIterator[None]:
         """Mark the link as finished where the block ends without an error; close it anyhow."""
-        async with self._stream:
+        with self._stream:
             yield
             await self._send(_Finished())
 
@@ -71,9 +74,7 @@ class Outlet(Generic[T]):
 class Inlet(Generic[T]):
     """The consumer's end of a link."""
 
-    def __init__(
-        self, stream: anyio.abc.ObjectReceiveStream[T | _Finished], times: StageTimes
-    ) -> None:
+    def __init__(self, stream: MemoryObjectReceiveStream[T | _Finished], times: StageTimes) -> None:
         self._stream = stream
         self._times = times
 
@@ -95,9 +96,9 @@ class Inlet(Generic[T]):
                 return
             yield item
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Let the producer know that nothing is received any more."""
-        await self._stream.aclose()
+        self._stream.close()
 
 
 class Link(Generic[T]):
@@ -113,3 +114,8 @@ class Link(Generic[T]):
         streams = anyio.create_memory_object_stream[T | _Finished](capacity)
         self.outlet: Outlet[T] = Outlet(streams[0], producer)
         self.inlet: Inlet[T] = Inlet(streams[1], consumer)
+
+    def close(self) -> None:
+        """Close both ends; what is still in the link is dropped."""
+        self.outlet.close()
+        self.inlet.close()

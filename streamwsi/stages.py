@@ -79,6 +79,9 @@ class SlideReader(Protocol):
     def slide(self) -> Slide: ...
     @property
     def tally(self) -> ReadTally: ...
+    def needs(self, region: Region) -> int:
+        """The least `memory` that `bigchunks` can work in, for regions of this size."""
+
     def bigchunks(self, regions: Iterator[Region], memory: int) -> AsyncGenerator[BigChunk, None]:
         """The pixels of the regions, in the order asked.
 

@@ -11,17 +11,20 @@ import numpy.typing as npt
 from .chunks import BigChunk, Region
 from .errors import CannotRead
 from .geometry import Box
-from .slides import Slide
+from .slides import PyramidLevel, Slide
 from .stages import SlideReader
 
-__all__ = ["coarsest_rgb"]
+__all__ = ["thumbnail_rgb"]
 
 _MOST_BYTES = 256 * 2**20
 
 
-async def coarsest_rgb(reader: SlideReader) -> npt.NDArray[np.uint8]:
-    """The slide's coarsest level as RGB, ``(height, width, 3)`` uint8.
+async def thumbnail_rgb(
+    reader: SlideReader, most: int = 2048
+) -> tuple[PyramidLevel, npt.NDArray[np.uint8]]:
+    """The finest level of at most `most` pixels a side (else the coarsest), and its pixels.
 
+    The pixels are RGB, ``(height, width, 3)`` uint8:
     16-bit samples are scaled by their maximum; a single channel becomes grey; of more than
     three channels the first three are shown.
 
@@ -29,7 +32,8 @@ async def coarsest_rgb(reader: SlideReader) -> npt.NDArray[np.uint8]:
         CannotRead: even the coarsest level is too large for a picture.
     """
     slide = reader.slide
-    level = slide.pyramid.levels[-1]
+    small = [level for level in slide.pyramid.levels if max(level.size) <= most]
+    level = (small or slide.pyramid.levels[-1:])[0]
     nbytes = level.size.width * level.size.height * slide.channels * np.dtype(slide.dtype).itemsize
     if nbytes > _MOST_BYTES:
         raise CannotRead(
@@ -37,7 +41,7 @@ async def coarsest_rgb(reader: SlideReader) -> npt.NDArray[np.uint8]:
         )
     region = Region(0, level.index, Box(0, 0, *level.size), 0, 0)
     async with aclosing(reader.bigchunks(iter([region]), 2 * nbytes + 2**24)) as chunks:
-        return _rgb(slide, await _only(chunks))
+        return level, _rgb(slide, await _only(chunks))
 
 
 async def _only(chunks: AsyncIterator[BigChunk]) -> npt.NDArray[np.generic]:

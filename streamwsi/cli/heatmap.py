@@ -72,9 +72,7 @@ def heatmap(
     memory: Annotated[str, typer.Option(help="Budget for pixels in flight.")] = "2GiB",
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Begin existing outputs anew instead of completing them."
-        ),
+        typer.Option("--overwrite", help="Begin existing outputs anew instead of completing them."),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,

@@ -77,10 +77,12 @@ def run_interruptible(main: Callable[[], Awaitable[T]]) -> T:
 
     async def watched() -> list[T]:
         results = []
+        watching, work = anyio.CancelScope(), anyio.CancelScope()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_watch_signals, tasks.cancel_scope)
-            results.append(await main())
-            tasks.cancel_scope.cancel()
+            tasks.start_soon(_watch_signals, watching, work)
+            with work:
+                results.append(await main())
+            watching.cancel()
         return results
 
     try:
@@ -100,21 +102,13 @@ def _only(error: BaseException) -> BaseException:
     return error
 
 
-async def _watch_signals(scope: anyio.CancelScope) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+async def _watch_signals(watching: anyio.CancelScope, work: anyio.CancelScope) -> None:
+    with watching, anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
-            if scope.cancel_called:
+            if work.cancel_called:
                 os._exit(130)
             print("interrupted: ending cleanly; once more ends at once", file=sys.stderr)
-            scope.cancel()
-            # Stay here for the second signal, while the rest is being cancelled.
-            with anyio.CancelScope(shield=True):
-                await _second(signals)
-
-
-async def _second(signals: Any) -> None:
-    async for _ in signals:
-        os._exit(130)
+            work.cancel()
 
 
 class ProgressBar:

@@ -38,7 +38,7 @@ def _decode(slide: str, tiles: list[int]) -> float:
         began = time.process_time()
         for tile in tiles:
             data = os.pread(fd, counts[tile], offsets[tile])
-            imagecodecs.jpeg8_decode(data, tables, space, 2)
+            imagecodecs.jpeg8_decode(data, tables=tables, colorspace=space, outcolorspace=2)
         return time.process_time() - began
 
 

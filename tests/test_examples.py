@@ -1,0 +1,65 @@
+"""Every example runs as its docstring says, on a small slide, and writes what it promises."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from streamwsi.geometry import Size
+    from streamwsi.testing.synthetic import write_slide
+
+    path = tmp_path_factory.mktemp("slide") / "small.svs"
+    write_slide(path, Size(1024, 768), levels=2)
+    return path
+
+
+def run_example(name: str, *args: object) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_example_is_run_here_and_is_short() -> None:
+    tests = {
+        node.name
+        for node in ast.parse(Path(__file__).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    for example in EXAMPLES.glob("*.py"):
+        assert f"test_{example.stem}" in tests
+        assert len(example.read_text().splitlines()) <= 60
+
+
+def test_heatmap_to_zarr(slide: Path, tmp_path: Path) -> None:
+    import zarr
+
+    out = run_example("heatmap_to_zarr.py", tmp_path, slide)
+    assert out.startswith("small done")
+    array = zarr.open_group(str(tmp_path / "small.zarr"), mode="r")["0"]
+    assert array.shape == (2, 3, 4)  # type: ignore[union-attr]
+
+
+def test_heatmap_to_pdmcsv(slide: Path, tmp_path: Path) -> None:
+    assert run_example("heatmap_to_pdmcsv.py", tmp_path, slide) == "48 windows of 1 slides\n"
+    assert len((tmp_path / "small.csv").read_text().splitlines()) == 48
+
+
+def test_own_processor(slide: Path, tmp_path: Path) -> None:
+    run_example("own_processor.py", tmp_path, slide)
+    first = (tmp_path / "small.csv").read_text().splitlines()[0].split(", ")
+    assert first[7:9] == ["2", "1"]  # brightness and contrast per window

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from streamwsi.errors import CannotRead, ConfigError
 from streamwsi.pdmcsv import format_rows, reader
 from streamwsi.pdmcsv.reader import OnError, Rows, read
+from streamwsi.pdmcsv.rows import HEAD
 
 SAMPLES = (
     "pydmed_sample_1_end_to_end",
@@ -261,4 +262,4 @@ def test_numbers_without_shape_take_no_memory(tmp_path: Path, errors: OnError) -
 
 
 def test_names() -> None:
-    assert rows_module.HEAD == ("y", "x", "H", "W", "level", "kernel", "downsample", "C", "h", "w")
+    assert HEAD == ("y", "x", "H", "W", "level", "kernel", "downsample", "C", "h", "w")

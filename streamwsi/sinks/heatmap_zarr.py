@@ -1,0 +1,286 @@
+"""HeatmapZarr: a slide's heatmap as an OME-Zarr 0.5 image that grows while it is computed.
+
+``OUT/<slide id>.zarr`` is a zarr v3 group with two arrays:
+
+- ``0``: float32 ``(c, y, x)``, NaN where nothing was computed: the image. A processor's vector
+  is one cell, a map ``(C, h, w)`` is laid beside its neighbours (`streamwsi.heatmaps`). The
+  image's transformations say where the cells lie, in micrometres, or in level-0 pixels where
+  the slide has no mpp.
+- ``valid``: uint8 ``(y, x)``, a cell per window: 0 nothing computed, 1 computed, 2 computed
+  from pixels some of which could not be had.
+
+The group's attribute ``streamwsi`` is the record (`streamwsi.sinks.base`): what the heatmap was
+made from, the names of its channels, and how far it is. The group's ``zarr.json`` is written
+here, by hand, because the watermark in it has to be replaced atomically and durably; and a
+finished heatmap is recognised without importing zarr. The arrays are zarr's.
+
+Only open blocks are in memory; at a checkpoint they are stored as far as they are filled, so
+that the group opens at any time and shows all that is finished.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from ..chunks import Pieces, Plan
+from ..errors import CannotWrite, ConfigError, StageMismatch
+from ..heatmaps import Raster
+from ..slides import Mpp, PyramidLevel, SlideRef
+from ..stages import Recipe
+from .base import Output, ResumableWriter, claimed
+from .durable import read_json, sync_folders, write_json
+
+if TYPE_CHECKING:
+    from .zarr_arrays import DurableStore, Front
+
+__all__ = ["HeatmapZarr"]
+
+_COMPUTED, _DAMAGED = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class HeatmapZarr:
+    """Writes ``OUT/<slide id>.zarr``, an OME-Zarr image.
+
+    Args:
+        out: the output folder; it is made where it is missing.
+        chunk: cells per side of a chunk; chunks are smaller where cells are heavy.
+    """
+
+    out: str | Path
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ConfigError(f"a heatmap's chunk must be at least 1 cell, not {self.chunk}")
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What identifies the heatmap; not the folder."""
+        return {"type": "heatmap-zarr", "chunk": self.chunk}
+
+    def outputs(self, slide: SlideRef) -> tuple[str, ...]:
+        """The group's path."""
+        return (str(Path(self.out) / f"{slide.id}.zarr"),)
+
+    @asynccontextmanager
+    async def open(
+        self, plan: Plan, recipe: Recipe, *, overwrite: bool
+    ) -> AsyncIterator[ResumableWriter]:
+        """The heatmap of one slide.
+
+        Raises:
+            StageMismatch: the sampler's windows do not lie on a grid.
+            ConfigError: the output exists and may not be overwritten.
+            PlanChanged: the output was begun by another plan.
+            CannotWrite: the output cannot be created.
+        """
+        if plan.grid is None:
+            raise StageMismatch(
+                "a heatmap needs windows on a grid, and this sampler's are not; choose a "
+                "sliding window, or another sink"
+            )
+        output = _Group(Path(self.out), f"{plan.slide.ref.id}.zarr", plan, recipe)
+        async with claimed(output, overwrite=overwrite):
+            writer = _Writer(output, self.chunk)
+            try:
+                yield writer
+            finally:
+                await writer.close()
+
+
+class _Group(Output):
+    kind = "HeatmapZarr"
+    #: Whether the arrays are on disk.
+    begun = False
+    #: What the first pieces tell: the image's metadata and the names of its channels.
+    ome: Mapping[str, Any] | None = None
+    channels: Sequence[str] = ()
+
+    def read(self) -> dict[str, Any] | None:
+        if not self.path.exists() or self._is_blank():
+            return None
+        attributes = (read_json(self.path / "zarr.json") or {}).get("attributes")
+        if not isinstance(attributes, dict) or not isinstance(attributes.get("streamwsi"), dict):
+            raise self.foreign(self.path, replaceable=self._is_zarr())
+        self.begun = "ome" in attributes
+        return dict(attributes["streamwsi"])
+
+    def _is_blank(self) -> bool:
+        """Whether there is only what an interrupted `begin` leaves."""
+        return self.path.is_dir() and all(map(_is_temporary, self.path.iterdir()))
+
+    def _is_zarr(self) -> bool:
+        marks = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
+        return any((self.path / mark).is_file() for mark in marks)
+
+    def check_replaceable(self) -> None:
+        if self.path.exists() and not self._is_blank() and not self._is_zarr():
+            raise ConfigError(
+                f"{self.path} exists and is not a zarr folder, so it is not overwritten; choose "
+                "another folder"
+            )
+
+    def begin(self) -> None:
+        self.begun = False
+        removed = self.hidden("removed")
+        # A folder cannot be removed at once: first it loses its name.
+        if removed.is_dir() and not removed.is_symlink():
+            shutil.rmtree(removed)
+        if self.path.exists():
+            self.path.rename(removed)
+            sync_folders([self.path.parent])
+            shutil.rmtree(removed)
+        self.path.mkdir()
+        self.save()
+
+    def repair(self) -> None:
+        for folder, folders, files in os.walk(self.path):
+            for name in (*folders, *files):
+                if Path(folder, name).is_symlink():
+                    raise ConfigError(
+                        f"{Path(folder, name)} is a symbolic link, and outputs are not written "
+                        "through links; choose another folder, or --overwrite starts afresh"
+                    )
+        for path in filter(_is_temporary, [*self.path.iterdir()]):
+            path.unlink()
+
+    def save(self) -> None:
+        attributes: dict[str, Any] = {"streamwsi": self.record}
+        if self.ome is not None:
+            attributes = {"ome": self.ome, "streamwsi": {**self.record, "channels": self.channels}}
+        write_json(
+            self.path / "zarr.json",
+            {"zarr_format": 3, "node_type": "group", "attributes": attributes},
+        )
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+class _Writer(ResumableWriter):
+    def __init__(self, output: _Group, chunk: int) -> None:
+        super().__init__(output)
+        assert output.plan.grid is not None
+        self._group = output
+        self._grid = output.plan.grid
+        self._chunk = chunk
+        self._shape: tuple[int, ...] = ()
+        self._store: DurableStore | None = None
+        self._fronts: list[Front] = []
+
+    async def close(self) -> None:
+        """End all writing before the output is unlocked."""
+        if self._store is not None:
+            with anyio.CancelScope(shield=True):
+                await self._store.settle()
+
+    async def _put(self, pieces: Pieces[Any]) -> None:
+        values = _floats(pieces.values)
+        if not self._fronts:
+            self._fronts = await self._open_arrays(values.shape)
+            self._shape = values.shape[1:]
+        if values.shape[1:] != self._shape:
+            raise StageMismatch(
+                f"{self._group.path}: the processor returned values of shape {self._shape} and "
+                f"then {values.shape[1:]} per window; a heatmap needs one shape"
+            )
+        values = values.reshape(*values.shape[:2], *(values.shape[2:] or (1, 1)))
+        codes = np.where(pieces.valid, _COMPUTED, _DAMAGED).astype(np.uint8).reshape(-1, 1, 1, 1)
+        image, valid = self._fronts
+        for run in pieces.places.runs():
+            at = slice(run.first - pieces.places.start, run.first - pieces.places.start + run.count)
+            await image.put(run, values[at])
+            await valid.put(run, codes[at])
+
+    async def _flush(self) -> None:
+        for front in self._fronts:
+            await front.store()
+        if self._store is not None:
+            await self._store.sync()
+
+    async def _open_arrays(self, shape: tuple[int, ...]) -> list[Front]:
+        arrays = await anyio.to_thread.run_sync(_zarr_arrays)
+        group, slide = self._group, self._group.plan.slide
+        image = Raster.of_values(self._grid, shape, self._chunk)
+        valid = Raster(self._grid, side=self._chunk, itemsize=1)
+        self._store = store = arrays.DurableStore(group.path)
+        group.ome = _ome(slide.ref.id, image, group.plan.level, slide.pyramid.mpp)
+        group.channels = _channel_names(group.identity["processor"], image.channels)
+        if group.begun:
+            return await self._reopen(image, valid)
+        fronts = [
+            await arrays.create_front(store, "0", image, "float32", np.nan, ("c", "y", "x")),
+            await arrays.create_front(store, "valid", valid, "uint8", 0, ("y", "x")),
+        ]
+        await store.sync()
+        await anyio.to_thread.run_sync(group.save)
+        return fronts
+
+    async def _reopen(self, image: Raster, valid: Raster) -> list[Front]:
+        arrays = _zarr_arrays()
+        fronts = [
+            await arrays.open_front(self._store, "0", image),
+            await arrays.open_front(self._store, "valid", valid),
+        ]
+        if None in fronts:
+            raise CannotWrite(
+                f"{self._group.path} was begun with other values than {image.channels} × "
+                f"{image.window} per window; --overwrite starts afresh"
+            )
+        if self.resume_at > 0:
+            for run in self._group.plan.runs(self.resume_at, self.resume_at + 1):
+                for front in fronts:
+                    await front.restore(run)
+        return fronts
+
+
+def _zarr_arrays() -> Any:
+    """The module that needs zarr, whose import takes a while."""
+    from . import zarr_arrays
+
+    return zarr_arrays
+
+
+def _floats(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        what = f"{values.dtype} array" if isinstance(values, np.ndarray) else type(values).__name__
+        raise StageMismatch(f"a heatmap needs arrays of numbers, but the processor returned {what}")
+    return values.astype(np.float32, copy=False)
+
+
+def _channel_names(processor: Mapping[str, Any], count: int) -> list[str]:
+    """The names that the processor's configuration gives to its outputs, or their numbers."""
+    names = processor.get("channels")
+    if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
+        return names
+    return [str(i) for i in range(count)]
+
+
+def _ome(name: str, raster: Raster, level: PyramidLevel, mpp: Mpp | None) -> dict[str, Any]:
+    """The image's metadata, as OME-NGFF 0.5 has it."""
+    transform = raster.transform(level, mpp)
+    unit = {"unit": transform.unit} if transform.unit else {}
+    scale = {"type": "scale", "scale": [1.0, *transform.scale]}
+    translation = {"type": "translation", "translation": [0.0, *transform.translation]}
+    axes = [
+        {"name": "c", "type": "channel"},
+        {"name": "y", "type": "space", **unit},
+        {"name": "x", "type": "space", **unit},
+    ]
+    dataset = {"path": "0", "coordinateTransformations": [scale, translation]}
+    return {
+        "version": "0.5",
+        "multiscales": [{"name": name, "axes": axes, "datasets": [dataset]}],
+    }

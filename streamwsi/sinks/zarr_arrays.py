@@ -1,0 +1,201 @@
+"""zarr arrays that are written durably, block by block, inside the event loop.
+
+Only zarr's asynchronous interface is used: its synchronous one runs an event loop of its own.
+Importing this module imports zarr; `streamwsi.sinks.heatmap_zarr` does so when it writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+from zarr import AsyncArray
+from zarr.api import asynchronous
+from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from ..errors import CannotWrite
+from ..geometry import Run
+from ..heatmaps import Block, Raster
+from .durable import make_folders, replace_file, sync_folders
+
+__all__ = ["DurableStore", "Front", "create_front", "open_front"]
+
+#: Beyond this, values are copied in a thread.
+_QUICK_BYTES = 1 << 20
+
+
+class DurableStore(LocalStore):
+    """zarr's store for a local folder, with files that are whole at every instant.
+
+    Each file is fsynced and renamed into place; `sync` makes the names durable. The folder
+    itself is never made again where somebody has removed it.
+
+    zarr writes many chunks at the same time, and when one fails it goes on with the others
+    behind our back: `settle` ends that.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self._changed: set[Path] = set()
+        self._running = 0
+        self._settled: anyio.Event | None = None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await self._call(self.set_sync, key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        path = self.root / key
+        self._changed.update(make_folders(path.parent, self.root))
+        temporary = self.root / f".{key.replace('/', '.')}.partial"
+        replace_file(path, value.to_bytes(), temporary)
+        self._changed.add(path.parent)
+
+    async def delete(self, key: str) -> None:
+        await self._call(self.delete_sync, key)
+
+    def delete_sync(self, key: str) -> None:
+        path = self.root / key
+        if path.exists():
+            path.unlink()
+            self._changed.add(path.parent)
+
+    async def _call(self, function: Callable[..., None], *args: Any) -> None:
+        if self._settled is not None:
+            raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+        self._running += 1
+        try:
+            # anyio's thread rather than asyncio's: being cancelled, it waits for the thread.
+            await anyio.to_thread.run_sync(function, *args)
+        finally:
+            self._running -= 1
+            if self._settled is not None and self._running == 0:
+                self._settled.set()
+
+    async def settle(self) -> None:
+        """Refuse all further writing, and wait for what is under way."""
+        self._settled = anyio.Event()
+        if self._running:
+            await self._settled.wait()
+
+    async def sync(self) -> None:
+        """Make all that was set and deleted durable."""
+        changed, self._changed = self._changed, set()
+        await anyio.to_thread.run_sync(sync_folders, sorted(changed))
+
+
+class Front:
+    """An array's open block: what has begun to arrive and is not whole.
+
+    Windows must come in the order of the raster's grid.
+    """
+
+    def __init__(self, array: AsyncArray[Any], raster: Raster) -> None:
+        self._array = array
+        self._raster = raster
+        self._block = Block(0, 0, 0, 0)
+        self._cells = self._empty(self._block)
+
+    def _empty(self, block: Block) -> npt.NDArray[Any]:
+        rows, columns = self._raster.cells(block)
+        shape = (self._raster.channels, rows.stop - rows.start, columns.stop - columns.start)
+        fill: Any = self._array.metadata.fill_value
+        return np.full(shape, fill, self._array.dtype)
+
+    def _selection(self) -> tuple[slice, ...]:
+        return (slice(None),) * (self._array.ndim - 2) + self._raster.cells(self._block)
+
+    async def restore(self, run: Run) -> None:
+        """Open the block of `run` with what is stored of it."""
+        self._block = self._raster.block(run.row, run.column)
+        async with _decoding(self._array):
+            stored = np.array(await self._array.getitem(self._selection()))
+        self._cells = stored.reshape(self._empty(self._block).shape)
+
+    async def put(self, run: Run, values: npt.NDArray[Any]) -> None:
+        """Take the windows of a run, ``(n, C, h, w)``; blocks that they leave are stored."""
+        column, end = run.column, run.column + run.count
+        while column < end:
+            if not self._block.holds(run.row, column):
+                await self.store()
+                self._block = self._raster.block(run.row, column)
+                self._cells = self._empty(self._block)
+            n = min(end, self._block.column + self._block.columns) - column
+            part, values = values[:n], values[n:]
+            if part.nbytes <= _QUICK_BYTES:
+                self._lay(run.row, column, part)
+            else:
+                await anyio.to_thread.run_sync(self._lay, run.row, column, part)
+            column += n
+
+    def _lay(self, row: int, column: int, values: npt.NDArray[Any]) -> None:
+        n, channels, height, width = values.shape
+        top, left = (row - self._block.row) * height, (column - self._block.column) * width
+        cells = self._cells[:, top : top + height, left : left + n * width]
+        # A view that splits the columns into windows, so that each number is copied once.
+        cells.reshape(channels, height, n, width)[:] = values.transpose(1, 2, 0, 3)
+
+    async def store(self) -> None:
+        """Write the open block, as far as it is filled."""
+        if self._block.rows:
+            cells = self._cells if self._array.ndim == 3 else self._cells[0]
+            async with _decoding(self._array):
+                await self._array.setitem(self._selection(), cells)
+
+
+@asynccontextmanager
+async def _decoding(array: AsyncArray[Any]) -> AsyncIterator[None]:
+    """Stored chunks are read back where a block shares them: they may have been damaged."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise CannotWrite(
+            f"{array.store_path} holds a chunk that cannot be read back ({error}); "
+            "--overwrite starts afresh"
+        ) from error
+
+
+async def create_front(
+    store: DurableStore, path: str, raster: Raster, dtype: str, fill: float, axes: tuple[str, ...]
+) -> Front:
+    """A new array; what an interrupted run left in its place is removed.
+
+    Args:
+        store: the group's store.
+        path: the array's name in the group.
+        raster: its shape and chunks, of which the last ``len(axes)`` are taken.
+        dtype: numpy dtype.
+        fill: the value of cells that nothing was computed for.
+        axes: the names of the dimensions.
+    """
+    array = await asynchronous.create_array(
+        store,
+        name=path,
+        shape=raster.shape[-len(axes) :],
+        chunks=raster.chunks[-len(axes) :],
+        dtype=dtype,
+        fill_value=fill,
+        # Not blosc: its result depends on the number of threads.
+        compressors=ZstdCodec(level=1),
+        dimension_names=axes,
+        overwrite=True,
+    )
+    return Front(array, raster)
+
+
+async def open_front(store: DurableStore, path: str, raster: Raster) -> Front | None:
+    """The array of an earlier run; None where it does not fit the raster."""
+    array: AsyncArray[Any] = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    shape, chunks = raster.shape[-array.ndim :], raster.chunks[-array.ndim :]
+    return Front(array, raster) if (array.shape, array.chunks) == (shape, chunks) else None

@@ -19,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -32,13 +34,14 @@ import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
-from ..chunks import Batch, Pieces
+from ..chunks import Batch, Pieces, Plan
 from ..errors import CannotProcess, ConfigError, ContractBroken, StreamwsiError
 from ..workers import Workers
 
 __all__ = ["BatchProcessor", "RunningBatchProcessor", "first_line"]
 
 V = TypeVar("V", covariant=True)
+WindowBytes = Callable[[tuple[int, ...], np.dtype[Any]], int]
 
 
 def first_line(error: BaseException) -> str:
@@ -58,6 +61,8 @@ class RunningBatchProcessor(Generic[V]):
         config: what identifies the results, JSON-able.
         threads: where it runs; one thread means never twice at the same time.
         at_once: how many threads these are.
+        window_bytes: memory that `compute` takes per window; asked with shape
+            ``(height, width, channels)`` and dtype. None stands for a copy of the pixels.
 
     Raises:
         ConfigError: `batch_size` is below 1.
@@ -70,6 +75,7 @@ class RunningBatchProcessor(Generic[V]):
         config: Mapping[str, Any],
         threads: ThreadPoolExecutor,
         at_once: int = 1,
+        window_bytes: WindowBytes | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
@@ -78,6 +84,17 @@ class RunningBatchProcessor(Generic[V]):
         self._compute = compute
         self._threads = threads
         self._at_once = at_once
+        self._window_bytes = window_bytes or _pixel_bytes
+        self._turns = _Turns(at_once)
+
+    def fit(self, plan: Plan, room: int) -> int:
+        """See `streamwsi.stages.HoldsBuffers`."""
+        box, slide = plan.place(0).box, plan.slide
+        shape = (box.height, box.width, slide.channels)
+        each = self.batch_size * self._window_bytes(shape, np.dtype(slide.dtype))
+        count = max(1, min(self._at_once, room // each))
+        self._turns.most = min(self._turns.most, count)
+        return count * each
 
     async def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[V], None]:
         """One `Pieces` a batch, in order.
@@ -111,7 +128,8 @@ class RunningBatchProcessor(Generic[V]):
 
     def _values(self, batch: Batch) -> Sequence[V]:
         try:
-            values = self._compute(batch)
+            with self._turns:
+                values = self._compute(batch)
         except StreamwsiError:
             raise
         except Exception as error:
@@ -127,6 +145,33 @@ class RunningBatchProcessor(Generic[V]):
         if isinstance(values, np.ndarray):
             values = _owned(values, batch.valid)
         return cast(Sequence[V], values)
+
+
+class _Turns:
+    """Lets at most so many threads in at a time.
+
+    Attributes:
+        most: how many; it may be lowered at any time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._inside = 0
+        self._change = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._change:
+            self._change.wait_for(lambda: self._inside < self.most)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._change:
+            self._inside -= 1
+            self._change.notify()
+
+
+def _pixel_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
 
 
 async def _piece(batch: Batch, future: Future[Sequence[V]]) -> Pieces[V]:

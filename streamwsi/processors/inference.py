@@ -1,15 +1,16 @@
 """A loaded model at work: batches in, arrays out.
 
-`Inference.compute` runs in several threads at the same time (see `torch_module`); each has an
-input buffer of its own, and on a GPU a stream of its own. The output is checked before it goes
+`Inference.compute` runs in several threads at the same time (see `torch_module`); each call has
+an input buffer to itself, and on a GPU each thread a stream. The output is checked before it goes
 on: a sink is sized by its first batch, and a model that returns something else later would be
 found out only after hours. Results are copied out of the model's memory, which it may use again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ class Inference:
         self._batch_size = batch_size
         self._mean, self._std = mean, std
         self._names = self._model.channel_names if channel_names is None else channel_names
-        self._local = threading.local()
+        self._buffers: list[InputBuffer] = []
         self._intra_op = torch.get_num_threads()
         self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.config: Mapping[str, Any] = {
@@ -124,7 +125,8 @@ class Inference:
             CannotProcess: the model failed, or returned something unusable.
         """
         with torch.inference_mode():
-            images = self._input(batch).fill(batch, self._model.batch or 1)
+            buffer = self._input(batch)
+            images = buffer.fill(batch, self._model.batch or 1)
             try:
                 output = self._model.call(images)
                 return self._values(output, len(batch), images.shape)
@@ -132,6 +134,13 @@ class Inference:
                 raise
             except Exception as error:
                 raise CannotProcess(_failure(error, images.shape)) from error
+            finally:
+                self._buffers.append(buffer)
+
+    def window_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """Bytes of this machine's memory that a buffer takes per window."""
+        # On a GPU the floats lie over there, and the raw pixels here.
+        return math.prod(shape) * (4 if self._device.type == "cpu" else dtype.itemsize)
 
     def close(self) -> None:
         """Put a module of the caller's back as it was, and torch's number of threads."""
@@ -139,17 +148,18 @@ class Inference:
         self._model.close()
 
     def _input(self, batch: Batch) -> InputBuffer:
-        """The buffer for windows like these; one is kept, for all slides tend to agree."""
-        key = (batch.shape[1:], batch.dtype)
-        kept: tuple[object, InputBuffer] | None = getattr(self._local, "buffer", None)
-        if kept is None or kept[0] != key:
-            kept = self._local.buffer = None  # give its memory back before allocating again
-            on_gpu = self._device.type != "cpu"
-            new = InputBuffer(
-                batch, self._batch_size, self._device, self._mean, self._std, staged=on_gpu
-            )
-            kept = self._local.buffer = (key, new)
-        return kept[1]
+        """A buffer for windows like these: one that is free, for all slides tend to agree."""
+        with contextlib.suppress(IndexError):
+            buffer = self._buffers.pop()
+            if buffer.takes(batch):
+                return buffer
+            # Windows have changed: give the others' memory back before allocating again.
+            del buffer
+            self._buffers.clear()
+        on_gpu = self._device.type != "cpu"
+        return InputBuffer(
+            batch, self._batch_size, self._device, self._mean, self._std, staged=on_gpu
+        )
 
     def _values(self, output: object, n: int, taken: tuple[int, ...]) -> npt.NDArray[np.float32]:
         if not isinstance(output, Tensor):

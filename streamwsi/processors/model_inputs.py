@@ -67,6 +67,7 @@ class InputBuffer:
         staged: bool,
     ) -> None:
         _, height, width, channels = batch.shape
+        self._key = (batch.shape[1:], batch.dtype)
         name = batch.dtype.name
         if name not in _WHITE:
             raise CannotProcess(f"a model takes uint8, uint16 or float pixels; these are {name}")
@@ -79,6 +80,10 @@ class InputBuffer:
         if staged:
             raw = torch.from_numpy(np.empty(self._floats.shape, batch.dtype))
             self._stage = raw.pin_memory() if device.type == "cuda" else raw
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether the batch's windows are of the buffer's shape and dtype."""
+        return self._key == (batch.shape[1:], batch.dtype)
 
     def fill(self, batch: Batch, at_least: int = 1) -> Tensor:
         """The batch as ``(n, channels, h, w)`` in the model's range, valid until the next call.

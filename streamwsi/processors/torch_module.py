@@ -115,7 +115,12 @@ class TorchModule:
                 at_once, "streamwsi-model", inference.enter_thread, (at_once,)
             ) as threads:
                 yield RunningBatchProcessor(
-                    inference.compute, self.batch_size, inference.config, threads, at_once
+                    inference.compute,
+                    self.batch_size,
+                    inference.config,
+                    threads,
+                    at_once,
+                    inference.window_bytes,
                 )
         finally:
             inference.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from ..geometry import Box
 from ..slides import PyramidLevel, Slide, SlideRef
 from ..stages import ReadTally
 from ..workers import Workers
-from .scroll import Fill, Scroll, checked
+from .scroll import Fill, Scroll, checked, sheet_bytes
 
 __all__ = ["PooledSource", "ScrollReader", "scroll_reader"]
 
@@ -37,18 +37,22 @@ class ScrollReader:
         self._tasks = tasks
         self.blocks = ExitStack()
 
+    def needs(self, region: Region) -> int:
+        """See `streamwsi.stages.SlideReader`."""
+        return sheet_bytes(self.slide, region)
+
     async def bigchunks(
         self, regions: Iterator[Region], memory: int
     ) -> AsyncGenerator[BigChunk, None]:
         """See `streamwsi.stages.SlideReader`."""
-        nbytes, regions = checked(self.slide, regions, memory)
-        if nbytes == 0:
-            return
+        regions = checked(self.slide, regions, memory)
         arena = self._workers.arena
-        block = self.blocks.enter_context(arena.reserved(nbytes))
+        # Pages that a scroll does not use take no memory.
+        block = self.blocks.enter_context(arena.reserved(min(memory, arena.nbytes)))
         scroll = Scroll(self.slide, arena, block, self._fill, self._tasks, self.tally)
-        async for chunk in scroll.chunks(regions):
-            yield chunk
+        async with aclosing(scroll.chunks(regions)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 @asynccontextmanager

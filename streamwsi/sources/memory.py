@@ -27,12 +27,12 @@ class MemorySource:
     Attributes:
         slides: the pyramids.
         mpp: size of a level-0 pixel in micrometres, for all of them.
-        tile: the tile size that is claimed.
+        tile: the tile size that is claimed, or ``(width, height)``.
     """
 
     slides: Mapping[str, tuple[Pixels, ...]]
     mpp: float | None = None
-    tile: int = 256
+    tile: int | tuple[int, int] = 256
 
     def accepts(self, ref: SlideRef) -> bool:
         """Whether the array is here."""
@@ -82,6 +82,10 @@ class _MemoryReader:
         self.slide = slide
         self.tally = ReadTally()
         self._arrays = arrays
+
+    def needs(self, region: Region) -> int:
+        """Nothing: big chunks are views."""
+        return 0
 
     async def bigchunks(
         self, regions: Iterator[Region], memory: int

@@ -6,8 +6,11 @@ that the tiles it shares with the region above are simply still there. When the 
 the rows that the next region still needs are moved to its top and the sheet's *turn* begins
 anew: that copy is all that overlapping costs, and no tile is decoded twice within a panel.
 
+A region that does not continue the sheet (the next panel, a leap over a gap) begins a new one
+behind it, or at the block's start, with a new turn, where no room is left.
+
 Rows are written again only when every chunk of an earlier turn that shows them was released.
-Reading ahead goes as far as the sheet has free rows; regions are handed out in order.
+Reading ahead goes as far as there are free rows; regions are handed out in order.
 
 ``fill(level, box, ref)`` writes the pixels of a box of whole tiles into the array `ref`.
 """
@@ -24,11 +27,12 @@ import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectSendStream
 
 from ..blocks import Arena, ArrayRef, Block
 from ..chunks import BigChunk, Damage, Region
 from ..errors import ConfigError, WorkerDied
-from ..geometry import Box
+from ..geometry import Box, tiled_extent
 from ..slides import PyramidLevel, Slide
 from ..stages import ReadTally
 
@@ -39,19 +43,28 @@ Fill = Callable[[PyramidLevel, Box, ArrayRef], Awaitable[tuple[Damage, ...]]]
 _JOB_PIXELS = 64 * 256 * 256
 """Pixels of one decoding job: some 10 ms of JPEG, against 0.2 ms for sending the job."""
 
+_ROOM = 64 * 2**20
+_ROOM_IN_REGIONS = 4
+"""Bytes of the block that are used if it has them: the larger of the two. Decoding can run
+ahead in that, and the rows that are moved stay below a third of those decoded; using more
+would only take more pages of memory.
+"""
+
 _MOST_DAMAGE = 100
 """Damaged tiles that the tally lists; further ones are only counted."""
 
 
 def sheet_bytes(slide: Slide, region: Region) -> int:
-    """Bytes of the tiles that a region touches: the least that a scroll can work in."""
-    level = slide.level(region.level)
-    box = region.box.snapped(level.tile, level.size)
-    return box.height * _pitch(slide, box)
+    """Bytes of the tiles that a region of this size touches, wherever on its level it lies: the
+    least that a scroll can work in."""
+    level, box = slide.level(region.level), region.box
+    width = tiled_extent(box.width, level.tile.width, level.size.width)
+    height = tiled_extent(box.height, level.tile.height, level.size.height)
+    return width * height * _pixel_bytes(slide)
 
 
-def _pitch(slide: Slide, box: Box) -> int:
-    return box.width * slide.channels * np.dtype(slide.dtype).itemsize
+def _pixel_bytes(slide: Slide) -> int:
+    return slide.channels * np.dtype(slide.dtype).itemsize
 
 
 @dataclass(slots=True, eq=False)
@@ -62,17 +75,23 @@ class _Sheet:
         level: what is read.
         panel: the panel's tiles; x and width only.
         pitch: bytes per row.
+        begin: where in the block the sheet's first row lies, in bytes.
         top: the level's row in the sheet's first row.
         filled: first row of the level that no job was started for.
-        damage: known so far in the rows that further regions may show.
+        damage: known so far in the sheet's rows.
     """
 
     level: PyramidLevel
     panel: Box
     pitch: int
+    begin: int
     top: int
     filled: int
     damage: list[Damage] = field(default_factory=list)
+
+    def at(self, y: int) -> int:
+        """Where in the block a row of the level lies, in bytes."""
+        return self.begin + (y - self.top) * self.pitch
 
     def holds(self, level: PyramidLevel, box: Box) -> bool:
         return (
@@ -113,7 +132,7 @@ class Scroll:
     Args:
         slide: what is read.
         arena: where the block lies.
-        block: memory of the sheet; at least `sheet_bytes` of the largest region.
+        block: memory for the sheet; at least `sheet_bytes` of the largest region.
         fill: decodes a box of whole tiles into an array.
         tasks: where jobs run; the reader's own, closed before the block is given back.
         tally: counts what is decoded.
@@ -134,24 +153,28 @@ class Scroll:
         self._fill = fill
         self._tasks = tasks
         self._tally = tally
-        self._itemsize = slide.channels * np.dtype(slide.dtype).itemsize
+        self._pixel_bytes = _pixel_bytes(slide)
+        self._room = min(block.nbytes, _ROOM)
         self._turn = 0
         self._leases: list[_Lease] = []
         self._released = anyio.Event()
         self._sheet: _Sheet | None = None
         self._seen: dict[int, npt.NDArray[np.bool_]] = {}
+        self._error: Exception | None = None
 
     async def chunks(self, regions: Iterator[Region]) -> AsyncGenerator[BigChunk, None]:
         """The regions' pixels, in order."""
         send, receive = anyio.create_memory_object_stream[_Lease](math.inf)
         scope = anyio.CancelScope()
-        self._tasks.start_soon(self._schedule, regions, send, scope)
         try:
+            self._tasks.start_soon(self._schedule, regions, send, scope)
             async for lease in receive:
                 await lease.ready.wait()
                 if lease.error is not None:
                     raise lease.error
                 yield self._chunk(lease)
+            if self._error is not None:
+                raise self._error
         finally:
             scope.cancel()
             receive.close()
@@ -170,12 +193,12 @@ class Scroll:
     async def _schedule(
         self,
         regions: Iterator[Region],
-        send: anyio.abc.ObjectSendStream[_Lease],
+        send: MemoryObjectSendStream[_Lease],
         scope: anyio.CancelScope,
     ) -> None:
         """Give each region its place in the sheet and start the jobs for its new rows."""
-        with scope:
-            async with send:
+        with scope, send:
+            try:
                 for region in regions:
                     level = self._slide.level(region.level)
                     box = region.box.snapped(level.tile, level.size)
@@ -183,22 +206,33 @@ class Scroll:
                     lease = self._lease(sheet, region, box)
                     await send.send(lease)
                     await self._start_jobs(sheet, lease, box)
+            except Exception as error:
+                # Raised behind the last chunk: an error here would end the reader's tasks.
+                self._error = error
 
     async def _place(self, level: PyramidLevel, box: Box) -> _Sheet:
         """The sheet, moved on so that the box's rows have their place in it."""
+        pitch = box.width * self._pixel_bytes
+        nbytes = box.height * pitch
+        if nbytes > self._block.nbytes:
+            raise _too_small(self._slide, nbytes, self._block.nbytes)
+        self._room = min(self._block.nbytes, max(self._room, _ROOM_IN_REGIONS * nbytes))
         sheet = self._sheet
-        if sheet is None or not sheet.holds(level, box):
+        if sheet is not None and sheet.holds(level, box):
+            if sheet.at(box.bottom) > self._room:
+                await self._move(sheet, box.y)
+            return sheet
+        begin = sheet.at(sheet.filled) if sheet is not None else 0
+        if begin + nbytes > self._room:
             self._turn += 1
-            sheet = _Sheet(level, box, box.width * self._itemsize, box.y, box.y)
-        elif (box.bottom - sheet.top) * sheet.pitch > self._block.nbytes:
-            await self._move(sheet, box.y)
-        self._sheet = sheet
-        return sheet
+            begin = 0
+        self._sheet = _Sheet(level, box, pitch, begin, box.y, box.y)
+        return self._sheet
 
     async def _move(self, sheet: _Sheet, top: int) -> None:
-        """Move the rows from `top` on to the sheet's top: the turn ends."""
-        begin = (top - sheet.top) * sheet.pitch
-        count = (sheet.filled - top) * sheet.pitch
+        """Move the rows from `top` on to the block's start: the turn ends."""
+        begin = sheet.at(top)
+        count = sheet.at(sheet.filled) - begin
         # The rows must have been decoded before they can be moved.
         for lease in [*self._leases]:
             if lease.turn == self._turn and lease.end > begin:
@@ -208,7 +242,8 @@ class Scroll:
         if count:
             flat = self._arena.resolve(self._block.array((self._block.nbytes,), "uint8"))
             await anyio.to_thread.run_sync(np.copyto, flat[:count], flat[begin : begin + count])
-        sheet.top = top
+        sheet.begin, sheet.top = 0, top
+        sheet.damage = [d for d in sheet.damage if d.box.bottom > top]
 
     async def _free(self, begin: int, end: int) -> None:
         """Wait until no region of an earlier turn lies in these bytes of the block."""
@@ -219,21 +254,19 @@ class Scroll:
             await self._released.wait()
 
     def _lease(self, sheet: _Sheet, region: Region, box: Box) -> _Lease:
-        begin = (box.y - sheet.top) * sheet.pitch
-        end = (box.bottom - sheet.top) * sheet.pitch
+        begin, end = sheet.at(box.y), sheet.at(box.bottom)
         lease = _Lease(region, sheet, self._turn, begin, end, self._ref(sheet, region.box))
-        sheet.damage = [d for d in sheet.damage if d.box.bottom > box.y]
         lease.add(sheet.damage)
         self._leases.append(lease)
         return lease
 
     def _ref(self, sheet: _Sheet, box: Box) -> ArrayRef:
         itemsize = np.dtype(self._slide.dtype).itemsize
-        at = (box.y - sheet.top) * sheet.pitch + (box.x - sheet.panel.x) * self._itemsize
+        at = sheet.at(box.y) + (box.x - sheet.panel.x) * self._pixel_bytes
         return ArrayRef(
             self._block.offset + at,
             (box.height, box.width, self._slide.channels),
-            (sheet.pitch, self._itemsize, itemsize),
+            (sheet.pitch, self._pixel_bytes, itemsize),
             self._slide.dtype,
         )
 
@@ -242,8 +275,7 @@ class Scroll:
         lease.jobs = 1
         todo = Box.between(box.x, max(sheet.filled, box.y), box.right, box.bottom)
         for part in jobs(sheet.level, todo):
-            begin = (part.y - sheet.top) * sheet.pitch
-            await self._free(begin, begin + part.height * sheet.pitch)
+            await self._free(sheet.at(part.y), sheet.at(part.bottom))
             lease.jobs += 1
             self._tasks.start_soon(self._job, sheet, lease, part, self._ref(sheet, part))
             sheet.filled = max(sheet.filled, part.bottom)
@@ -294,23 +326,25 @@ def jobs(level: PyramidLevel, box: Box) -> Iterator[Box]:
             yield Box.between(x, y, min(x + width, box.right), min(y + height, box.bottom))
 
 
-def checked(slide: Slide, regions: Iterator[Region], memory: int) -> tuple[int, Iterator[Region]]:
-    """Bytes for the sheet of these regions, and the regions again.
+def checked(slide: Slide, regions: Iterator[Region], memory: int) -> Iterator[Region]:
+    """The regions again, once it is clear that `memory` holds the first of them.
 
-    Regions of one plan are alike, so that the first tells what is needed. Four times that much
-    lets decoding run ahead and keeps the rows that are moved below a third of those decoded.
+    The regions of one plan are alike, so that this is known before anything is read.
 
     Raises:
-        ConfigError: `memory` does not hold one region.
+        ConfigError: `memory` does not hold the first region.
     """
     first = next(regions, None)
     if first is None:
-        return 0, iter(())
+        return iter(())
     least = sheet_bytes(slide, first)
     if least > memory:
-        raise ConfigError(
-            f"{slide.ref.uri}: windows of this size need {least / 2**20:.0f} MiB for pixels, "
-            f"but the memory limit leaves {memory / 2**20:.0f} MiB; raise it or work on fewer "
-            "slides at once"
-        )
-    return min(memory, max(4 * least, 64 * 2**20)), chain((first,), regions)
+        raise _too_small(slide, least, memory)
+    return chain((first,), regions)
+
+
+def _too_small(slide: Slide, needed: int, memory: int) -> ConfigError:
+    return ConfigError(
+        f"{slide.ref.uri}: windows of this size need {needed / 2**20:.1f} MiB for pixels, but the "
+        f"memory limit leaves {memory / 2**20:.1f} MiB; raise it or work on fewer slides at once"
+    )

@@ -1,0 +1,328 @@
+"""FunctionProcessor: any Python function from a batch to its values, as a processor.
+
+The shortest way to a processor of one's own, without a class::
+
+    @processor(batch_size=64)
+    def redness(batch):
+        return batch.pixels[..., 0].mean(axis=(1, 2), keepdims=False)
+
+    Pipeline(..., processor=redness, ...)
+
+Where it runs is said beside it, and does not change the results:
+
+``thread``     in one thread beside the event loop, a batch at a time: numpy, an ordinary library.
+``loop``       in the event loop, a batch at a time per slide: a function that is ``async`` (it
+               asks a server, say; others go on while it waits), or one that takes no time.
+``processes``  in the run's worker processes, several batches at a time: Python that holds the
+               interpreter. The pixels are copied into the call and pickled, which costs about as
+               much as a mean over them. The function is imported there by its name.
+
+All go the road of `RunningBatchProcessor` but for the loop's, which awaits the function in the
+lane's own task, so that cancelling the run cancels the call. Worker processes are awaited by
+threads: what has begun is waited for, and its loan of pixels lasts until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+
+from ..chunks import Batch, Pieces, Pixels, Placement
+from ..errors import CannotProcess, ConfigError, ContractBroken, StreamwsiError, WorkerDied
+from ..stages import RunningProcessor
+from ..workers import Workers
+from .base import RunningBatchProcessor, first_line
+from .callables import as_array, attribute, checked_config, described, name_of
+
+__all__ = ["CopiedBatch", "FunctionProcessor", "Where", "processor"]
+
+V = TypeVar("V", covariant=True)
+Where = Literal["thread", "loop", "processes"]
+Function = Callable[[Any], Any]
+
+_AT_ONCE = 8
+"""Batches in worker processes at most: each takes its pixels' memory three times on the way."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CopiedBatch:
+    """What a function gets in a worker process: a batch that owns its pixels and pickles.
+
+    Attributes:
+        pixels: ``(n, height, width, channels)``.
+        places: where the windows lie.
+        valid: ``(n,)`` bool: whether all pixels of the window are valid.
+    """
+
+    pixels: Pixels
+    places: tuple[Placement, ...]
+    valid: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionProcessor(Generic[V]):
+    """A function that maps a batch to one value per window.
+
+    Attributes:
+        function: takes a `Batch` (a `CopiedBatch` where it runs in worker processes), which it
+            may use until it returns. Returns one value per window: an array or a tensor
+            ``(n, …)``, or any sequence. Values in floating arrays become NaN where the window
+            has damaged pixels; an array's memory must not be written to later.
+        batch_size: windows a call.
+        where: ``"thread"``, ``"loop"`` or ``"processes"``, see the module; None means a thread,
+            and the loop for functions that are ``async``.
+        config: what else identifies the results, JSON-able: settings that the function reads
+            from elsewhere. Its name and its source text count by themselves.
+
+    Raises:
+        ConfigError: a setting makes no sense.
+    """
+
+    function: Function
+    _: KW_ONLY
+    batch_size: int = 32
+    where: Where | None = None
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ConfigError(f"{self.function!r} cannot be a processor: it is not a function")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {self.batch_size}")
+        asynchronous = _is_async(self.function)
+        where = self.where or ("loop" if asynchronous else "thread")
+        if where not in ("thread", "loop", "processes"):
+            raise ConfigError(f"where must be thread, loop or processes, not {where!r}")
+        if asynchronous and where != "loop":
+            raise ConfigError(
+                f"{name_of(self.function)} is an async function and runs in the event loop: "
+                f'leave out where="{where}", or make it an ordinary function'
+            )
+        object.__setattr__(self, "where", where)
+        object.__setattr__(self, "config", checked_config(self.config))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To its module a decorated function is this processor: pickle cannot find the function.
+        function = _ByName.of(self.function) or self.function
+        return _restored, (function, self.batch_size, self.where, dict(self.config))
+
+    @asynccontextmanager
+    async def open(self, workers: Workers) -> AsyncIterator[RunningProcessor[V]]:
+        """Run until the context is left.
+
+        Raises:
+            ConfigError: worker processes cannot import the function.
+        """
+        config = {
+            "function": described(self.function),
+            "batch_size": self.batch_size,
+            "config": self.config,
+        }
+        call = _Call(self.function)
+        if self.where == "loop":
+            yield _RunningInLoop(call, self.batch_size, config)
+            return
+        at_once, compute = 1, call.compute
+        if self.where == "processes":
+            at_once = min(workers.count, _AT_ONCE)
+            compute = _in_workers(call, workers)
+        threads = ThreadPoolExecutor(at_once, "streamwsi-function")
+        try:
+            yield RunningBatchProcessor(compute, self.batch_size, config, threads, at_once)
+        finally:
+            # Not in the loop: a thread that awaits a worker needs it to end.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(threads.shutdown)
+
+
+def processor(
+    *,
+    batch_size: int = 32,
+    where: Where | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Callable[[Function], FunctionProcessor[Any]]:
+    """A decorator that makes a function a processor: see `FunctionProcessor`.
+
+    The plain function stays at hand as the processor's attribute ``function``.
+
+    Raises:
+        ConfigError: a setting makes no sense.
+    """
+
+    def decorate(function: Function) -> FunctionProcessor[Any]:
+        return FunctionProcessor(
+            function, batch_size=batch_size, where=where, config=config or {}
+        )
+
+    return decorate
+
+
+def _is_async(function: Function) -> bool:
+    call = getattr(function, "__call__", None)  # noqa: B004  an object's method may be async
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function with its errors translated and its values checked."""
+
+    function: Function
+
+    def compute(self, batch: Batch) -> Any:
+        """Call it here."""
+        try:
+            values = self.function(batch)
+        except Exception as error:
+            raise self.failure(batch, error) from error
+        return self.checked(batch, values)
+
+    def failure(self, batch: Batch, error: Exception) -> StreamwsiError:
+        """The error that names the windows."""
+        if isinstance(error, StreamwsiError) and not isinstance(error, WorkerDied):
+            return error
+        return CannotProcess(
+            f"{name_of(self.function)} failed on {_windows(batch)}: "
+            f"{type(error).__name__}: {first_line(error)}"
+        )
+
+    def checked(self, batch: Batch, values: Any) -> Any:
+        """The values, tensors as arrays.
+
+        Raises:
+            ContractBroken: they are not one per window.
+        """
+        array = as_array(values)
+        values = values if array is None else array
+        count = len(values) if np.ndim(values) and hasattr(values, "__len__") else None
+        if count != len(batch) or isinstance(values, str | bytes | Mapping):
+            what = type(values).__qualname__ if count is None else f"{count} value(s)"
+            raise ContractBroken(
+                f"{name_of(self.function)} returned {what} for {_windows(batch)}; it must return "
+                f"one value per window, {len(batch)} here"
+            )
+        return values
+
+
+def _windows(batch: Batch) -> str:
+    places = batch.places
+    return f"windows {places.start} to {places.stop - 1} of {places.plan.slide.ref.uri}"
+
+
+class _RunningInLoop(Generic[V]):
+    """A `RunningProcessor` whose function is called, or awaited, in the event loop."""
+
+    def __init__(self, call: _Call, batch_size: int, config: Mapping[str, Any]) -> None:
+        self.batch_size = batch_size
+        self.config = config
+        self._call = call
+
+    async def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[V], None]:
+        """One `Pieces` a batch, in order.
+
+        Raises:
+            CannotProcess: the function failed.
+            ContractBroken: it did not return one value per window.
+        """
+        async for batch in batches:
+            await anyio.lowlevel.checkpoint()
+            yield Pieces(batch.places, await self._values(batch), batch.valid)
+
+    async def _values(self, batch: Batch) -> Sequence[V]:
+        try:
+            values = self._call.function(batch)
+            if inspect.isawaitable(values):
+                values = await cast(Awaitable[Any], values)
+        except Exception as error:
+            raise self._call.failure(batch, error) from error
+        values = self._call.checked(batch, values)
+        if isinstance(values, np.ndarray):
+            values = values.copy()  # it may be a view of the batch, which is on loan
+            if np.issubdtype(values.dtype, np.inexact):
+                values[~batch.valid] = np.nan
+        return cast(Sequence[V], values)
+
+
+# In worker processes.
+
+
+def _in_workers(call: _Call, workers: Workers) -> Callable[[Batch], Any]:
+    """A blocking function that has the call made in a worker, for threads beside this loop.
+
+    Raises:
+        ConfigError: worker processes cannot import the function.
+    """
+    function: Any = call.function
+    if workers.kind == "processes":
+        function = _ByName.of(call.function)
+        if function is None:
+            raise ConfigError(
+                f"{name_of(call.function)} cannot run in worker processes: define it at the top "
+                'level of an importable module, or choose where="thread"'
+            )
+    loop = asyncio.get_running_loop()
+
+    def compute(batch: Batch) -> Any:
+        copied = CopiedBatch(batch.pixels, tuple(batch.places), batch.valid)
+        answer = asyncio.run_coroutine_threadsafe(workers.call(_called, function, copied), loop)
+        try:
+            values = answer.result()
+        except Exception as error:
+            raise call.failure(batch, error) from error
+        return call.checked(batch, values)
+
+    return compute
+
+
+@dataclass(frozen=True, slots=True)
+class _ByName:
+    """A function as its module and its name in it: decorated ones do not pickle otherwise."""
+
+    module: str
+    qualname: str
+
+    @classmethod
+    def of(cls, function: Function) -> _ByName | None:
+        """The name of a function; None where nobody else could import it."""
+        name = cls(
+            getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
+        )
+        try:
+            found = name.function() if name.module not in ("", "__main__") else None
+        except (ImportError, AttributeError):
+            found = None
+        return name if found is function else None
+
+    def function(self) -> Function:
+        """The function; where a decorator made it a processor, the one in it."""
+        found = attribute(self.module, self.qualname)
+        return cast(Function, found.function if isinstance(found, FunctionProcessor) else found)
+
+
+def _called(function: _ByName | Function, batch: CopiedBatch) -> Any:
+    """Call a function: runs in a worker."""
+    if isinstance(function, _ByName):
+        function = function.function()
+    return function(batch)
+
+
+def _restored(
+    function: _ByName | Function, batch_size: int, where: Where, config: Mapping[str, Any]
+) -> FunctionProcessor[Any]:
+    """A processor that was pickled."""
+    if isinstance(function, _ByName):
+        function = function.function()
+    return FunctionProcessor(function, batch_size=batch_size, where=where, config=config)

@@ -14,8 +14,9 @@ Importing this package loads none of torch, zarr and tifffile.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .exports import loaded_on_use
 
 if TYPE_CHECKING:
     from .chunks import Batch, Pieces, Placement, ProcessedPiece
@@ -54,37 +55,30 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Batch": "chunks",
-    "Box": "geometry",
-    "ConfigError": "errors",
-    "Limits": "limits",
-    "Mpp": "slides",
-    "Pieces": "chunks",
-    "Pipeline": "pipelines",
-    "Placement": "chunks",
-    "ProcessedPiece": "chunks",
-    "Pyramid": "slides",
-    "PyramidLevel": "slides",
-    "RunReport": "reports",
-    "Size": "geometry",
-    "Slide": "slides",
-    "SlideError": "errors",
-    "SlideOutcome": "reports",
-    "SlideRef": "slides",
-    "StreamwsiError": "errors",
-    "from_toml": "pipelines",
-    "run": "runs",
-    "run_sync": "runs",
-    "to_toml": "pipelines",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'streamwsi' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, "__version__"})
+__getattr__ = loaded_on_use(
+    __name__,
+    {
+        "Batch": "chunks",
+        "Box": "geometry",
+        "ConfigError": "errors",
+        "Limits": "limits",
+        "Mpp": "slides",
+        "Pieces": "chunks",
+        "Pipeline": "pipelines",
+        "Placement": "chunks",
+        "ProcessedPiece": "chunks",
+        "Pyramid": "slides",
+        "PyramidLevel": "slides",
+        "RunReport": "reports",
+        "Size": "geometry",
+        "Slide": "slides",
+        "SlideError": "errors",
+        "SlideOutcome": "reports",
+        "SlideRef": "slides",
+        "StreamwsiError": "errors",
+        "from_toml": "pipelines",
+        "run": "runs",
+        "run_sync": "runs",
+        "to_toml": "pipelines",
+    },
+)

@@ -269,6 +269,18 @@ class Batch:
             done += len(part)
         return out
 
+    def cuts(self, size: int) -> Iterator[Batch]:
+        """The batch in pieces of at most `size` windows, over the same pixels."""
+        for begin in range(0, len(self), size):
+            end = min(begin + size, len(self))
+            parts, at = [], 0
+            for part in self.parts:
+                cut = part[max(0, begin - at) : max(0, end - at)]
+                if len(cut):
+                    parts.append(cut)
+                at += len(part)
+            yield Batch(self.places[begin:end], tuple(parts), self.valid[begin:end])
+
     @property
     def pixels(self) -> Pixels:
         """The windows as one array ``(n, height, width, channels)`` (a copy of the caller's)."""

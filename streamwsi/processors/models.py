@@ -125,7 +125,7 @@ def _unoptimised(script: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 
 def _of_module(module: nn.Module, device: torch.device) -> LoadedModel:
     training = [part for part in module.modules() if part.training]
-    kernels = [value for value in module.parameters() if _is_plain_kernel(value)]
+    kernels: list[Tensor] = []
 
     def restore() -> None:
         for part in training:
@@ -137,6 +137,7 @@ def _of_module(module: nn.Module, device: torch.device) -> LoadedModel:
     try:
         description = {"kind": "module", "name": name, "sha256": _digest(module)}
         module = module.to(device)
+        kernels += filter(_is_plain_kernel, module.parameters())
         _in_channels_last(kernels)
         # A program of torch.export has no modes: it is what it was when it was exported.
         with suppress(NotImplementedError):

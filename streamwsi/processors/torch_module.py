@@ -58,7 +58,7 @@ class TorchModule:
             into evaluation mode while the processor is open. A program that was exported with
             a fixed batch dimension needs that `batch_size`; its last batch is filled up with
             zeros that are dropped again.
-        batch_size: windows a call.
+        batch_size: windows a call; on a CPU at most 16 of them at a time are given to the model.
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         mean: subtracted per channel.
         std: what the difference is divided by, per channel.

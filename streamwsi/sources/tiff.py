@@ -3,6 +3,7 @@
 The parent process looks at a file's first bytes only. Parsing and decoding happen in the
 workers, in modules that are imported there, in this order of use:
 
+``tiff_calls``        what the parent calls
 ``tiff_slides``       opens a slide once per process and keeps it open
 ``tiff_files``        the file as positional reads
 ``tiff_directories``  refuses hostile headers before a parser sees them
@@ -16,49 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy.typing as npt
-
-from ..chunks import Damage
-from ..geometry import Box
-from ..slides import Slide, SlideRef
+from ..slides import SlideRef
 from .base import Inspect, PooledSource, ReadBox
+from .tiff_calls import inspect_tiff, read_tiff
 from .tiff_files import has_tiff_magic
 
 __all__ = ["TiffSource", "inspect_tiff", "read_tiff"]
-
-
-def inspect_tiff(ref: SlideRef) -> Slide:
-    """What a TIFF slide is; runs in a worker.
-
-    Raises:
-        CannotOpen: it is no TIFF, damaged, or of a kind that cannot be read exactly.
-    """
-    from . import tiff_slides
-
-    return tiff_slides.inspect(ref)
-
-
-def read_tiff(ref: SlideRef, level: int, box: Box, out: npt.NDArray[Any]) -> tuple[Damage, ...]:
-    """Fill ``out[:box.height, :box.width, :channels]`` with pixels; runs in a worker.
-
-    Args:
-        ref: the slide.
-        level: index of the pyramid level.
-        box: whole tiles of the level, cut at its edges.
-        out: an array of the slide's dtype; rows may be strided.
-
-    Returns:
-        The tiles that could not be had; their pixels are 0.
-
-    Raises:
-        CannotRead: the file is gone, or was changed.
-        LevelNotFound: the slide has no such level.
-    """
-    from . import tiff_slides
-
-    return tiff_slides.read(ref, level, box, out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ def _print(job: Job, result: dict[str, Any]) -> None:
         best = result["bounds"][-1]["model"]
         print(
             f"  bound: decode {decode:.2f} + model {model:.2f} CPU s = {bound:.2f} s on"
-            f" {cores()} cores (batch {best['batch']}, {best['callers']} × {best['threads']} threads)"
+            f" {cores()} cores ({best['callers']}×{best['threads']} threads, batch {best['batch']}, {best['layout']})"
         )
     peers = {n: t["wall"] for n, t in table.items() if n not in ("streamwsi", "null")}
     fastest = min((w for w in peers.values() if w == w), default=None)

@@ -57,7 +57,7 @@ def streamwsi(job: Job, slide: Path) -> Iterator[Any]:
             Pipeline(
                 source=TiffSource(),
                 sampler=SlidingWindow(job.kernel, job.stride),
-                processor=TorchModule(model, batch_size=8, device="cpu"),
+                processor=TorchModule(model, device="cpu"),
                 sink=HeatmapZarr(out),
             ),
             [slide],

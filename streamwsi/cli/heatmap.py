@@ -26,7 +26,7 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from streamwsi.pipelines import Pipeline
-    from streamwsi.stages import Sink
+    from streamwsi.stages import Processor, Sampler, Sink, Source
 
 __all__ = ["heatmap", "run_reported"]
 
@@ -59,17 +59,38 @@ def heatmap(
     ] = None,
     level: Annotated[int, typer.Option(help="Pyramid level; 0 is the finest.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Windows per call of the model.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:N, or several: cuda:0,cuda:1.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 or fp16 by autocast.")] = "fp32",
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="Translate a Python model by torch.compile first.")
+    ] = False,
     mean: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Subtracted from pixels in 0…1.")
     ] = None,
     std: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="Pixels are divided by it afterwards.")
     ] = None,
+    invalid: Annotated[
+        str,
+        typer.Option(
+            metavar="nan|fail|R,G,B",
+            help="Windows on damaged tiles become NaN, end the slide, or are computed with the "
+            "damage in this colour.",
+        ),
+    ] = "nan",
+    transform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Called on each window, an array (height, width, channels), before the model.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Decoding processes.", show_default="one per core")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Budget for pixels in flight.")] = "2GiB",
+    memory: Annotated[str, typer.Option(help="Budget for pixels, batches and outputs.")] = "2GiB",
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Begin existing outputs anew instead of completing them."),
@@ -85,7 +106,19 @@ def heatmap(
     with errors_as_sentences(debug):
         limits = Limits(workers=workers, memory=memory)
         pipeline = _pipeline(
-            model, _sink(sink, out), kernel_size, stride, level, batch_size, device, mean, std
+            source=_source(invalid),
+            sampler=_sampler(kernel_size, stride, level),
+            processor=_processor(
+                transform,
+                model=model,
+                batch_size=batch_size,
+                device=device,
+                mean=_floats("--mean", mean),
+                std=_floats("--std", std),
+                precision=precision,
+                compile=compile_model,
+            ),
+            sink=_sink(sink, out),
         )
         report = run_reported(pipeline, slides, limits, overwrite, as_json)
         for outcome in report.failures:
@@ -94,35 +127,51 @@ def heatmap(
         raise typer.Exit(2 if report.misconfigured else 1 if report.failures else 0)
 
 
-def _pipeline(
-    model: str,
-    sink: Sink[Any],
-    kernel_size: int,
-    stride: int | None,
-    level: int,
-    batch_size: int,
-    device: str,
-    mean: str | None,
-    std: str | None,
-) -> Pipeline[Any]:
+def _pipeline(**stages: Any) -> Pipeline[Any]:
     from streamwsi.pipelines import Pipeline
-    from streamwsi.processors.torch_module import TorchModule
+
+    return Pipeline(**stages)
+
+
+def _sampler(kernel_size: int, stride: int | None, level: int) -> Sampler:
     from streamwsi.samplers.sliding_window import SlidingWindow
+
+    return SlidingWindow(kernel_size=kernel_size, stride=stride, level=level)
+
+
+def _processor(transform: str | None, **settings: Any) -> Processor[Any]:
+    from streamwsi.processors.torch_module import TorchModule
+
+    processor = TorchModule(**settings)
+    return processor if transform is None else _transformed(processor, transform)
+
+
+def _transformed(processor: Processor[Any], transform: str) -> Processor[Any]:
+    from streamwsi.processors.callables import function_named
+    from streamwsi.processors.transformed import Transformed
+
+    try:
+        return Transformed(processor, window=function_named(transform))
+    except ConfigError as error:
+        raise ConfigError(f"--transform {error}") from error
+
+
+def _source(invalid: str) -> Source:
+    from streamwsi.sources.invalid import Filled, Strict
 
     from .opening import any_source
 
-    return Pipeline(
-        source=any_source(),
-        sampler=SlidingWindow(kernel_size=kernel_size, stride=stride, level=level),
-        processor=TorchModule(
-            model,
-            batch_size=batch_size,
-            device=device,
-            mean=_floats("--mean", mean),
-            std=_floats("--std", std),
-        ),
-        sink=sink,
-    )
+    if invalid == "nan":
+        return any_source()
+    if invalid == "fail":
+        return Strict(any_source())
+    try:
+        colour = _floats("--invalid", invalid)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--invalid {invalid!r} is none of nan, fail and a colour like 255,255,255"
+        ) from error
+    return Filled(any_source(), colour or ())
 
 
 def _sink(name: SinkName, out: Path) -> Sink[Any]:

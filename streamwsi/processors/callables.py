@@ -95,7 +95,7 @@ def function_named(text: str) -> Callable[..., Any]:
                 f"{text}: importing {match[1]} failed: {type(error).__name__}: {first_line(error)}"
             ) from error
     if not callable(found):
-        raise ConfigError(f"{text} is a {type(found).__qualname__}, not a function")
+        raise ConfigError(f"{text} is no function but a {type(found).__qualname__}")
     return found  # type: ignore[no-any-return]
 
 

@@ -4,7 +4,7 @@ The shortest way to a processor of one's own, without a class::
 
     @processor(batch_size=64)
     def redness(batch):
-        return batch.pixels[..., 0].mean(axis=(1, 2), keepdims=False)
+        return batch.pixels[..., 0].mean(axis=(1, 2))
 
     Pipeline(..., processor=redness, ...)
 
@@ -14,8 +14,8 @@ Where it runs is said beside it, and does not change the results:
 ``loop``       in the event loop, a batch at a time per slide: a function that is ``async`` (it
                asks a server, say; others go on while it waits), or one that takes no time.
 ``processes``  in the run's worker processes, several batches at a time: Python that holds the
-               interpreter. The pixels are copied into the call and pickled, which costs about as
-               much as a mean over them. The function is imported there by its name.
+               interpreter for milliseconds per window. The pixels are copied into the call and
+               pickled, so that cheaper functions lose. The function is imported by its name.
 
 All go the road of `RunningBatchProcessor` but for the loop's, which awaits the function in the
 lane's own task, so that cancelling the run cancels the call. Worker processes are awaited by
@@ -24,9 +24,9 @@ threads: what has begun is waited for, and its loan of pixels lasts until then.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, field
@@ -36,41 +36,24 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import numpy as np
-import numpy.typing as npt
 
-from ..chunks import Batch, Pieces, Pixels, Placement
-from ..errors import CannotProcess, ConfigError, ContractBroken, StreamwsiError, WorkerDied
+from ..chunks import Batch, Pieces
+from ..errors import ConfigError
 from ..stages import RunningProcessor
 from ..workers import Workers
-from .base import RunningBatchProcessor, first_line
-from .callables import as_array, attribute, checked_config, described, name_of
+from .base import RunningBatchProcessor
+from .callables import checked_config, described, name_of
+from .function_calls import ByName, Call, Function, in_workers
 
-__all__ = ["CopiedBatch", "FunctionProcessor", "Where", "processor"]
+__all__ = ["FunctionProcessor", "Where", "processor"]
 
 V = TypeVar("V", covariant=True)
 Where = Literal["thread", "loop", "processes"]
-Function = Callable[[Any], Any]
 
+#: Batches in worker processes at the same time, at most ...
 _AT_ONCE = 8
-"""Batches in worker processes at most: each takes its pixels' memory three times on the way."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CopiedBatch:
-    """What a function gets in a worker process: a batch that owns its pixels and pickles.
-
-    Attributes:
-        pixels: ``(n, height, width, channels)``.
-        places: where the windows lie.
-        valid: ``(n,)`` bool: whether all pixels of the window are valid.
-    """
-
-    pixels: Pixels
-    places: tuple[Placement, ...]
-    valid: npt.NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.places)
+#: ... for each of them takes its pixels' memory so often: copied, pickled, and at the other end.
+_COPIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +61,9 @@ class FunctionProcessor(Generic[V]):
     """A function that maps a batch to one value per window.
 
     Attributes:
-        function: takes a `Batch` (a `CopiedBatch` where it runs in worker processes), which it
-            may use until it returns. Returns one value per window: an array or a tensor
+        function: takes a `Batch` (where it runs in worker processes a
+            `streamwsi.processors.function_calls.CopiedBatch`, which owns its pixels), and may use
+            it until it returns. Returns one value per window: an array or a tensor
             ``(n, …)``, or any sequence. Values in floating arrays become NaN where the window
             has damaged pixels; an array's memory must not be written to later.
         batch_size: windows a call.
@@ -117,7 +101,7 @@ class FunctionProcessor(Generic[V]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To its module a decorated function is this processor: pickle cannot find the function.
-        function = _ByName.of(self.function) or self.function
+        function = ByName.of(self.function) or self.function
         return _restored, (function, self.batch_size, self.where, dict(self.config))
 
     @asynccontextmanager
@@ -132,17 +116,25 @@ class FunctionProcessor(Generic[V]):
             "batch_size": self.batch_size,
             "config": self.config,
         }
-        call = _Call(self.function)
+        call = Call(self.function)
         if self.where == "loop":
             yield _RunningInLoop(call, self.batch_size, config)
             return
-        at_once, compute = 1, call.compute
+        at_once, copies = 1, 1
+        compute: Callable[[Batch], Any] = call.compute
         if self.where == "processes":
-            at_once = min(workers.count, _AT_ONCE)
-            compute = _in_workers(call, workers)
+            at_once, copies = min(workers.count, _AT_ONCE), _COPIES
+            compute = in_workers(call, workers)
         threads = ThreadPoolExecutor(at_once, "streamwsi-function")
         try:
-            yield RunningBatchProcessor(compute, self.batch_size, config, threads, at_once)
+            yield RunningBatchProcessor(
+                compute,
+                self.batch_size,
+                config,
+                threads,
+                at_once,
+                lambda shape, dtype: copies * math.prod(shape) * dtype.itemsize,
+            )
         finally:
             # Not in the loop: a thread that awaits a worker needs it to end.
             with anyio.CancelScope(shield=True):
@@ -164,9 +156,7 @@ def processor(
     """
 
     def decorate(function: Function) -> FunctionProcessor[Any]:
-        return FunctionProcessor(
-            function, batch_size=batch_size, where=where, config=config or {}
-        )
+        return FunctionProcessor(function, batch_size=batch_size, where=where, config=config or {})
 
     return decorate
 
@@ -176,56 +166,10 @@ def _is_async(function: Function) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A function with its errors translated and its values checked."""
-
-    function: Function
-
-    def compute(self, batch: Batch) -> Any:
-        """Call it here."""
-        try:
-            values = self.function(batch)
-        except Exception as error:
-            raise self.failure(batch, error) from error
-        return self.checked(batch, values)
-
-    def failure(self, batch: Batch, error: Exception) -> StreamwsiError:
-        """The error that names the windows."""
-        if isinstance(error, StreamwsiError) and not isinstance(error, WorkerDied):
-            return error
-        return CannotProcess(
-            f"{name_of(self.function)} failed on {_windows(batch)}: "
-            f"{type(error).__name__}: {first_line(error)}"
-        )
-
-    def checked(self, batch: Batch, values: Any) -> Any:
-        """The values, tensors as arrays.
-
-        Raises:
-            ContractBroken: they are not one per window.
-        """
-        array = as_array(values)
-        values = values if array is None else array
-        count = len(values) if np.ndim(values) and hasattr(values, "__len__") else None
-        if count != len(batch) or isinstance(values, str | bytes | Mapping):
-            what = type(values).__qualname__ if count is None else f"{count} value(s)"
-            raise ContractBroken(
-                f"{name_of(self.function)} returned {what} for {_windows(batch)}; it must return "
-                f"one value per window, {len(batch)} here"
-            )
-        return values
-
-
-def _windows(batch: Batch) -> str:
-    places = batch.places
-    return f"windows {places.start} to {places.stop - 1} of {places.plan.slide.ref.uri}"
-
-
 class _RunningInLoop(Generic[V]):
     """A `RunningProcessor` whose function is called, or awaited, in the event loop."""
 
-    def __init__(self, call: _Call, batch_size: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, call: Call, batch_size: int, config: Mapping[str, Any]) -> None:
         self.batch_size = batch_size
         self.config = config
         self._call = call
@@ -245,7 +189,7 @@ class _RunningInLoop(Generic[V]):
         try:
             values = self._call.function(batch)
             if inspect.isawaitable(values):
-                values = await cast(Awaitable[Any], values)
+                values = await values
         except Exception as error:
             raise self._call.failure(batch, error) from error
         values = self._call.checked(batch, values)
@@ -256,73 +200,10 @@ class _RunningInLoop(Generic[V]):
         return cast(Sequence[V], values)
 
 
-# In worker processes.
-
-
-def _in_workers(call: _Call, workers: Workers) -> Callable[[Batch], Any]:
-    """A blocking function that has the call made in a worker, for threads beside this loop.
-
-    Raises:
-        ConfigError: worker processes cannot import the function.
-    """
-    function: Any = call.function
-    if workers.kind == "processes":
-        function = _ByName.of(call.function)
-        if function is None:
-            raise ConfigError(
-                f"{name_of(call.function)} cannot run in worker processes: define it at the top "
-                'level of an importable module, or choose where="thread"'
-            )
-    loop = asyncio.get_running_loop()
-
-    def compute(batch: Batch) -> Any:
-        copied = CopiedBatch(batch.pixels, tuple(batch.places), batch.valid)
-        answer = asyncio.run_coroutine_threadsafe(workers.call(_called, function, copied), loop)
-        try:
-            values = answer.result()
-        except Exception as error:
-            raise call.failure(batch, error) from error
-        return call.checked(batch, values)
-
-    return compute
-
-
-@dataclass(frozen=True, slots=True)
-class _ByName:
-    """A function as its module and its name in it: decorated ones do not pickle otherwise."""
-
-    module: str
-    qualname: str
-
-    @classmethod
-    def of(cls, function: Function) -> _ByName | None:
-        """The name of a function; None where nobody else could import it."""
-        name = cls(
-            getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
-        )
-        try:
-            found = name.function() if name.module not in ("", "__main__") else None
-        except (ImportError, AttributeError):
-            found = None
-        return name if found is function else None
-
-    def function(self) -> Function:
-        """The function; where a decorator made it a processor, the one in it."""
-        found = attribute(self.module, self.qualname)
-        return cast(Function, found.function if isinstance(found, FunctionProcessor) else found)
-
-
-def _called(function: _ByName | Function, batch: CopiedBatch) -> Any:
-    """Call a function: runs in a worker."""
-    if isinstance(function, _ByName):
-        function = function.function()
-    return function(batch)
-
-
 def _restored(
-    function: _ByName | Function, batch_size: int, where: Where, config: Mapping[str, Any]
+    function: ByName | Function, batch_size: int, where: Where, config: Mapping[str, Any]
 ) -> FunctionProcessor[Any]:
     """A processor that was pickled."""
-    if isinstance(function, _ByName):
+    if isinstance(function, ByName):
         function = function.function()
     return FunctionProcessor(function, batch_size=batch_size, where=where, config=config)

@@ -12,7 +12,8 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,14 @@ from torch import Tensor
 from ..chunks import Batch
 from ..errors import CannotProcess, ConfigError
 from .base import first_line
+from .device_chunks import DeviceChunks
 from .model_inputs import InputBuffer
-from .models import LoadedModel, load_model
+from .models import LoadedModel, compiled_model, load_model
 
-__all__ = ["Inference", "device_for"]
+__all__ = ["Inference", "Precision", "device_for"]
 
+Precision = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _EXPECTED = "expected is one tensor, N×C (a vector per window) or N×C×h×w (a map per window)"
 
 
@@ -72,6 +76,8 @@ class Inference:
         mean: see `InputBuffer`.
         std: see `InputBuffer`.
         channel_names: what the output's channels are called; None takes the model's own word.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` for torch's autocast.
+        compiled: whether ``torch.compile`` translates the model first.
 
     Attributes:
         config: what identifies the results, JSON-able.
@@ -88,9 +94,13 @@ class Inference:
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
         channel_names: tuple[str, ...] | None,
+        precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> None:
         self._device = device_for(device)
         self._model: LoadedModel = load_model(model, self._device)
+        self._chunks = None if self._device.type == "cpu" else DeviceChunks(self._device)
+        self._autocast = _AUTOCAST[precision]
         if self._model.batch not in (None, batch_size):
             raise ConfigError(
                 f"the model was exported for batches of exactly {self._model.batch}: set "
@@ -98,6 +108,8 @@ class Inference:
             )
         on_cpu = self._device.type == "cpu" and self._model.batch is None
         self._at_once = min(batch_size, _MOST_ON_CPU) if on_cpu else batch_size
+        if compiled:
+            self._model = compiled_model(self._model, self._at_once)
         self._mean, self._std = mean, std
         self._names = self._model.channel_names if channel_names is None else channel_names
         self._buffers: list[InputBuffer] = []
@@ -110,6 +122,8 @@ class Inference:
             "std": None if std is None else [*std],
             # The same network gives other last digits on another kind of device.
             "device": self._device.type,
+            "precision": precision,
+            "compiled": compiled,
             "channels": None if self._names is None else [*self._names],
         }
 
@@ -131,9 +145,14 @@ class Inference:
         Raises:
             CannotProcess: the model failed, or returned something unusable.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), self._precision():
             values = [self._call(part) for part in batch.cuts(self._at_once)]
         return values[0] if len(values) == 1 else np.concatenate(values)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._autocast)
 
     def _call(self, batch: Batch) -> npt.NDArray[np.float32]:
         buffer = self._input(batch)
@@ -169,7 +188,7 @@ class Inference:
             self._buffers.clear()
         on_gpu = self._device.type != "cpu"
         return InputBuffer(
-            batch, self._at_once, self._device, self._mean, self._std, staged=on_gpu
+            batch, self._at_once, self._device, self._mean, self._std, on_gpu, self._chunks
         )
 
     def _values(self, output: object, n: int, taken: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -28,14 +28,14 @@ of the bytes), and are converted there.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..chunks import Batch, Pixels
+from ..chunks import Batch
 from ..errors import CannotProcess
+from .device_chunks import DeviceChunks
+from .tensor_views import tensor_over
 
 __all__ = ["InputBuffer"]
 
@@ -52,6 +52,7 @@ class InputBuffer:
         mean: subtracted per channel, after uint8 is divided by 255 (uint16 by 65535).
         std: what the difference is divided by, per channel.
         staged: whether raw pixels go to the device and are converted there.
+        chunks: big chunks on the device, for windows that overlap.
 
     Raises:
         CannotProcess: the pixels' dtype or number of channels does not fit.
@@ -65,6 +66,7 @@ class InputBuffer:
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
         staged: bool,
+        chunks: DeviceChunks | None = None,
     ) -> None:
         _, height, width, channels = batch.shape
         self._key = (batch.shape[1:], batch.dtype)
@@ -76,6 +78,7 @@ class InputBuffer:
         self._rows = self._floats.view(capacity, height, width * channels)
         self._mean = _row("mean", mean, width, channels, device)
         self._std = _row("std", std, width, channels, device)
+        self._chunks = chunks
         self._stage: Tensor | None = None
         if staged:
             raw = torch.from_numpy(np.empty(self._floats.shape, batch.dtype))
@@ -105,16 +108,26 @@ class InputBuffer:
         return self._floats[: max(n, at_least)].permute(0, 3, 1, 2)
 
     def _copy(self, batch: Batch) -> None:
-        n = len(batch)
         if self._stage is not None:
-            # The last batch's copy has ended: its results were waited for.
-            batch.gather(self._stage[:n].numpy())
-            raw = self._stage[:n].to(self._floats.device, non_blocking=True)
-            self._floats[:n].copy_(raw)
+            self._copy_staged(batch, self._stage)
             return
         done = 0
         for part in batch.parts:
-            self._floats[done : done + len(part)].copy_(_tensor_over(part))
+            self._floats[done : done + len(part)].copy_(tensor_over(part))
+            done += len(part)
+
+    def _copy_staged(self, batch: Batch, stage: Tensor) -> None:
+        """Raw pixels cross the bus: chunks whole where windows overlap, else window by window."""
+        done = 0
+        for part in batch.parts:
+            floats = self._floats[done : done + len(part)]
+            windows = self._chunks.windows(batch, part) if self._chunks else None
+            if windows is None:
+                # The last batch's copy has ended: its results were waited for.
+                staged = stage[done : done + len(part)]
+                staged.copy_(tensor_over(part))
+                windows = staged.to(floats.device, non_blocking=True)
+            floats.copy_(windows)
             done += len(part)
 
 
@@ -129,22 +142,3 @@ def _row(
             f"{name} has {len(values)} value(s), but the windows have {channels} channel(s)"
         )
     return torch.tensor(values, dtype=torch.float32, device=device).repeat(width)
-
-
-class _Writable:
-    """The memory of a read-only array, told as if it could be written to.
-
-    torch warns about every tensor over read-only memory; these are only read from.
-    """
-
-    def __init__(self, array: Pixels) -> None:
-        interface = array.__array_interface__
-        self.array = array
-        self.__array_interface__: dict[str, Any] = {
-            **interface,
-            "data": (interface["data"][0], False),
-        }
-
-
-def _tensor_over(array: Pixels) -> Tensor:
-    return torch.from_numpy(np.asarray(_Writable(array)))

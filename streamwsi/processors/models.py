@@ -23,10 +23,11 @@ import hashlib
 import importlib
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,37 @@ def load_model(model: nn.Module | str | Path, device: torch.device) -> LoadedMod
         f"there is no model {str(model)!r}: it is neither hematoxylin nor an existing file nor "
         "package.module:factory"
     )
+
+
+def compiled_model(loaded: LoadedModel, batch: int) -> LoadedModel:
+    """The model translated by ``torch.compile``, for batches of exactly `batch`.
+
+    A fixed size, so that it is translated once; a shorter batch is filled up.
+
+    Raises:
+        ConfigError: the model is not Python code.
+    """
+    if not isinstance(loaded.call, nn.Module) or isinstance(loaded.call, torch.jit.ScriptModule):
+        raise ConfigError(
+            "only a model that is Python code can be compiled; TorchScript and torch.export files "
+            "are compiled already: leave out --compile"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's modules warn about torch's own past
+        translated: Callable[[Tensor], Any] = torch.compile(loaded.call, dynamic=False)
+    lock, done = threading.Lock(), threading.Event()
+
+    def call(images: Tensor) -> Any:
+        if done.is_set():
+            return translated(images)
+        # The first call translates; torch's compiler is not made for two threads at once.
+        with lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            output = translated(images)
+            done.set()
+            return output
+
+    return replace(loaded, call=call, batch=batch)
 
 
 def _of_file(path: Path, device: torch.device) -> LoadedModel:

@@ -34,11 +34,12 @@ from .base import RunningBatchProcessor
 if TYPE_CHECKING:
     from torch import nn
 
-    from .inference import Inference
+    from .inference import Precision
+    from .replicas import Replicas
 
 __all__ = ["TorchModule"]
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +60,18 @@ class TorchModule:
             a fixed batch dimension needs that `batch_size`; its last batch is filled up with
             zeros that are dropped again.
         batch_size: windows a call; on a CPU at most 16 of them at a time are given to the model.
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or
+            several, each with a replica of the model: ``"cuda:0,cuda:1"``.
         mean: subtracted per channel.
         std: what the difference is divided by, per channel.
         channel_names: what the output's channels are called; a module's own attribute of that
             name is taken where this is None.
         threads: batches that are computed at the same time; None means one per core on a CPU
-            and two on a GPU. A module that changes its own state in ``forward`` needs 1.
+            and two on a GPU, for each device. A module that changes its own state in ``forward``
+            needs 1.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for torch's autocast.
+        compile: whether ``torch.compile`` translates the model first: a minute or more that pays
+            on long runs.
 
     Raises:
         ConfigError: a setting makes no sense.
@@ -79,6 +85,8 @@ class TorchModule:
     std: tuple[float, ...] | None = None
     channel_names: tuple[str, ...] | None = None
     threads: int | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -86,7 +94,12 @@ class TorchModule:
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
         if not _DEVICE.fullmatch(self.device):
-            raise ConfigError(f"device must be auto, cpu, cuda or cuda:i, not {self.device!r}")
+            raise ConfigError(
+                f"device must be auto, cpu, cuda, cuda:i or several "
+                f"of these joined by commas, not {self.device!r}"
+            )
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ConfigError(f"precision must be fp32, bf16 or fp16, not {self.precision!r}")
         for name in ("mean", "std"):
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _numbers(name, values))
@@ -108,29 +121,26 @@ class TorchModule:
         Raises:
             ConfigError: on entering, where the model or the device cannot be had.
         """
-        inference = await anyio.to_thread.run_sync(self._load)
-        at_once = self.threads or inference.threads
+        replicas = await anyio.to_thread.run_sync(self._load)
         try:
             with ThreadPoolExecutor(
-                at_once, "streamwsi-model", inference.enter_thread, (at_once,)
+                replicas.threads, "streamwsi-model", replicas.enter_thread
             ) as threads:
                 yield RunningBatchProcessor(
-                    inference.compute,
+                    replicas.compute,
                     self.batch_size,
-                    inference.config,
+                    replicas.config,
                     threads,
-                    at_once,
-                    inference.window_bytes,
+                    replicas.threads,
+                    replicas.window_bytes,
                 )
         finally:
-            inference.close()
+            replicas.close()
 
-    def _load(self) -> Inference:
-        from .inference import Inference
+    def _load(self) -> Replicas:
+        from .replicas import Replicas
 
-        return Inference(
-            self.model, self.batch_size, self.device, self.mean, self.std, self.channel_names
-        )
+        return Replicas(self)
 
 
 def _numbers(name: str, values: object) -> tuple[float, ...]:

@@ -229,7 +229,7 @@ async def test_mean_must_fit_the_channels(run_processor: Any, windows: Array) ->
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:i, not 'gpu'"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:i or several"),
         ({"mean": (1.0,), "std": (1.0, 2.0)}, "mean has 1 values and std 2"),
         ({"std": (1.0, 0.0)}, "std must not be zero"),
         ({"mean": "black"}, "mean must be numbers"),

@@ -1,0 +1,89 @@
+"""Replicas: one model on several devices, each thread bound to one of them.
+
+Batches go to whichever thread is free; the order is kept by who asks for them (see `base`).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from ..chunks import Batch
+from .inference import Inference
+
+if TYPE_CHECKING:
+    from .torch_module import TorchModule
+
+__all__ = ["Replicas"]
+
+
+class Replicas:
+    """The model of a `TorchModule` on each of its devices.
+
+    Args:
+        settings: what is loaded.
+
+    Attributes:
+        config: what identifies the results, JSON-able.
+        threads: how many threads compute at the same time, for all devices together.
+
+    Raises:
+        ConfigError: the model or a device cannot be had.
+    """
+
+    def __init__(self, settings: TorchModule) -> None:
+        self._all: list[Inference] = []
+        try:
+            for device in settings.device.split(","):
+                self._all.append(_inference(settings, device, first=not self._all))
+        except BaseException:
+            self.close()
+            raise
+        self.config: Mapping[str, Any] = self._all[0].config
+        self._each = settings.threads or self._all[0].threads
+        self.threads = self._each * len(self._all)
+        self._entered = itertools.count()
+        self._local = threading.local()
+
+    def enter_thread(self) -> None:
+        """To be called first in each thread that computes: binds it to a device."""
+        inference = self._all[next(self._entered) % len(self._all)]
+        inference.enter_thread(self.threads)
+        self._local.inference = inference
+
+    def compute(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """See `Inference.compute`; on the thread's device."""
+        inference: Inference = self._local.inference
+        return inference.compute(batch)
+
+    def window_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """See `Inference.window_bytes`."""
+        return self._all[0].window_bytes(shape, dtype)
+
+    def close(self) -> None:
+        """Put a module of the caller's back as it was."""
+        for inference in self._all:
+            inference.close()
+
+
+def _inference(settings: TorchModule, device: str, first: bool) -> Inference:
+    model = settings.model
+    if not first and isinstance(model, nn.Module):
+        model = copy.deepcopy(model)  # one module is in one place only
+    return Inference(
+        model,
+        settings.batch_size,
+        device,
+        settings.mean,
+        settings.std,
+        settings.channel_names,
+        settings.precision,
+        settings.compile,
+    )

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamwsi.pipelines import Pipeline
-    from streamwsi.stages import Sink
 
 __all__ = ["demo"]
 
@@ -60,33 +59,28 @@ def _paint(slide: Path) -> None:
 
 
 def _heatmaps(slide: Path, out: Path) -> list[Path]:
-    from streamwsi.sinks.heatmap_zarr import HeatmapZarr
-    from streamwsi.sinks.pdmcsv import Pdmcsv
-
-    sinks: list[Sink[Any]] = [HeatmapZarr(str(out)), Pdmcsv(str(out))]
-    return [_heatmap(slide, sink) for sink in sinks]
-
-
-def _heatmap(slide: Path, sink: Sink[Any]) -> Path:
     from .heatmap import run_reported
 
-    report = run_reported(_pipeline(sink), [slide], Limits(), overwrite=False, as_json=False)
+    report = run_reported(_pipeline(out), [slide], Limits(), overwrite=False, as_json=False)
     if report.failures:
         raise typer.Exit(2 if report.misconfigured else 1)
-    return Path(report.outcomes[0].outputs[0])
+    return [Path(path) for path in report.outcomes[0].outputs]
 
 
-def _pipeline(sink: Sink[Any]) -> Pipeline[Any]:
+def _pipeline(out: Path) -> Pipeline[Any]:
     from streamwsi.pipelines import Pipeline
     from streamwsi.processors.torch_module import TorchModule
     from streamwsi.samplers.sliding_window import SlidingWindow
+    from streamwsi.sinks.heatmap_zarr import HeatmapZarr
+    from streamwsi.sinks.pdmcsv import Pdmcsv
+    from streamwsi.sinks.tee import Tee
     from streamwsi.sources.tiff import TiffSource
 
     return Pipeline(
         source=TiffSource(),
         sampler=SlidingWindow(kernel_size=_KERNEL, stride=_STRIDE),
         processor=TorchModule("hematoxylin"),
-        sink=sink,
+        sink=Tee(HeatmapZarr(str(out)), Pdmcsv(str(out))),
     )
 
 

@@ -7,7 +7,7 @@
   image's transformations say where the cells lie, in micrometres, or in level-0 pixels where
   the slide has no mpp.
 - ``valid``: uint8 ``(y, x)``, a cell per window: 0 nothing computed, 1 computed, 2 computed
-  from pixels some of which could not be had.
+  from pixels some of which could not be had, 3 not part of the plan (left out by a mask).
 
 The group's attribute ``streamwsi`` is the record (`streamwsi.sinks.base`): what the heatmap was
 made from, the names of its channels, and how far it is. The group's ``zarr.json`` is written
@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 
 __all__ = ["HeatmapZarr"]
 
-_COMPUTED, _DAMAGED = 1, 2
+_COMPUTED, _DAMAGED, _LEFT_OUT = 1, 2, 3
+
+#: An open block (at most 32 MiB, whatever the values), and as much for storing it ...
+_OPEN_BYTES = 64 << 20
+#: ... less on small slides, whose windows are taken to give at most this much.
+_WINDOW_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,10 @@ class HeatmapZarr:
     def outputs(self, slide: SlideRef) -> tuple[str, ...]:
         """The group's path."""
         return (str(Path(self.out) / f"{slide.id}.zarr"),)
+
+    def memory(self, plan: Plan) -> int:
+        """See `streamwsi.stages.HoldsOutput`."""
+        return min(_OPEN_BYTES, plan.count * _WINDOW_BYTES)
 
     @asynccontextmanager
     async def open(
@@ -224,9 +233,19 @@ class _Writer(ResumableWriter):
             await arrays.create_front(store, "0", image, "float32", np.nan, ("c", "y", "x")),
             await arrays.create_front(store, "valid", valid, "uint8", 0, ("y", "x")),
         ]
+        await self._mark_left_out(fronts[1])
         await store.sync()
         await anyio.to_thread.run_sync(group.save)
         return fronts
+
+    async def _mark_left_out(self, valid: Front) -> None:
+        """Say of each cell without a window that there will be none."""
+        plan = self._group.plan
+        if plan.count == self._grid.count:
+            return
+        for run in left_out(self._grid, plan.runs(0, plan.count)):
+            await valid.put(run, np.full((run.count, 1, 1, 1), _LEFT_OUT, np.uint8))
+        await valid.store()
 
     async def _reopen(self, image: Raster, valid: Raster) -> list[Front]:
         arrays = _zarr_arrays()

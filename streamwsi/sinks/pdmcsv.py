@@ -39,6 +39,9 @@ __all__ = ["Pdmcsv"]
 Corners = npt.NDArray[np.int64]
 
 _BUFFER_BYTES = 1 << 20
+#: Numbers that are being formatted, their text, and the buffer; less on small slides.
+_OPEN_BYTES = 16 << 20
+_WINDOW_BYTES = 64 << 10
 _REPLACED = "the file was replaced by another one"
 #: Numbers formatted at once: windows are collected up to the small one, and large batches cut
 #: at the large one.
@@ -63,6 +66,10 @@ class Pdmcsv:
     def outputs(self, slide: SlideRef) -> tuple[str, ...]:
         """The file's path."""
         return (str(Path(self.out) / f"{slide.id}.csv"),)
+
+    def memory(self, plan: Plan) -> int:
+        """See `streamwsi.stages.HoldsOutput`."""
+        return min(_OPEN_BYTES, plan.count * _WINDOW_BYTES)
 
     @asynccontextmanager
     async def open(

@@ -19,7 +19,8 @@ from streamwsi import Pipeline, run
 from streamwsi.chunks import Batch
 from streamwsi.errors import CannotProcess, ConfigError
 from streamwsi.limits import Limits
-from streamwsi.processors import BatchProcessor, TorchModule, Transformed
+from streamwsi.processors import BatchProcessor, FunctionProcessor, TorchModule, Transformed
+from streamwsi.processors.device_chunks import DeviceChunks
 from streamwsi.samplers import SlidingWindow
 from streamwsi.sinks import MemorySink
 from streamwsi.sources.memory import MemorySource
@@ -219,6 +220,23 @@ async def test_leases_end_with_a_failure(bad: int, make_batches: Any, windows: A
         with anyio.fail_after(5):
             again = [some.values async for some in running.pieces(iterated(batches))]
     np.testing.assert_array_equal(np.concatenate([np.asarray(v) for v in again]), windows)
+
+
+async def test_transformed_windows_are_no_crops_of_a_chunk(
+    run_processor: Any, windows: Array
+) -> None:
+    # What a GPU is sent chunk by chunk are windows that overlap; these lie apart.
+    uploads = DeviceChunks(torch.device("cpu"))
+    batches = []
+
+    def note(batch: Batch) -> list[int]:
+        assert np.shares_memory(batch.chunks[0].pixels, batch.parts[0])
+        batches.append(uploads.windows(batch, batch.parts[0]))
+        return [0] * len(batch)
+
+    inner: FunctionProcessor[int] = FunctionProcessor(note, batch_size=4)
+    await run_processor(Transformed(inner, window=inverted), windows)
+    assert batches == [None, None, None]
 
 
 # What identifies the results.

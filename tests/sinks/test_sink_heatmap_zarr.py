@@ -181,6 +181,7 @@ async def test_the_group_says_what_it_was_made_from(tmp_path: Path) -> None:
             "height": 8,
             "mpp": [0.25, 0.25],
         },
+        "source": {},
         "sampler": {"kernel_size": [4, 4], "stride": [4, 4], "panel": 2},
         "processor": processor,
         "sink": {"type": "heatmap-zarr", "chunk": 256},

@@ -46,13 +46,24 @@ V = TypeVar("V", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One read: a box of a level that holds the windows ``first … first + count - 1`` whole."""
+    """One read: a box of a level that holds the windows ``first … first + count - 1`` whole.
+
+    Attributes:
+        index: tells the reads of a plan apart; rises.
+        level: index of the pyramid level.
+        box: in pixels of that level.
+        first: number of the first window.
+        count: how many windows.
+        wanted: boxes of the level that hold all pixels of the windows; what else lies in `box`
+            need not be read, and its pixels mean nothing. None means all of it.
+    """
 
     index: int
     level: int
     box: Box
     first: int
     count: int
+    wanted: tuple[Box, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +290,7 @@ class Batch:
                 if len(cut):
                     parts.append(cut)
                 at += len(part)
-            yield Batch(self.places[begin:end], tuple(parts), self.valid[begin:end])
+            yield Batch(self.places[begin:end], tuple(parts), self.valid[begin:end], self.chunks)
 
     @property
     def pixels(self) -> Pixels:
@@ -314,7 +325,7 @@ class Pieces(Generic[V]):
     """
 
     places: Places
-    values: Sequence[V]
+    values: Sequence[V] | npt.NDArray[Any]
     valid: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:

@@ -184,15 +184,20 @@ def _powers() -> tuple[_U64, _Int]:
 def _doubles(m: _U64, q: _Int) -> tuple[npt.NDArray[np.float64], _Bool]:
     """``m · 10^q`` as the nearest doubles, and where that is sure."""
     inexact = m.astype(np.float64)
-    small = (m < 2**53) & (np.abs(q) <= 22)
+    sure = (m < 2**53) & (np.abs(q) <= 22)
     power = _EXACT_POWERS[np.minimum(np.abs(q), 22)]
-    exact = np.where(q < 0, inexact / power, inexact * power)
-    if small.all():
-        return exact, small
+    numbers = np.where(q < 0, inexact / power, inexact * power)
+    others = np.flatnonzero(~sure)
+    if len(others):
+        numbers[others], sure[others] = _long_doubles(m[others], q[others])
+    return numbers, sure
 
+
+def _long_doubles(m: _U64, q: _Int) -> tuple[npt.NDArray[np.float64], _Bool]:
+    """``m · 10^q`` where one of them is not exact as a double, and where the result is sure."""
     tops, twos = _powers()
     at = np.clip(q - _Q_MIN, 0, len(tops) - 1)
-    shift = 63 + 1023 - (inexact.view(np.int64) >> 52)
+    shift = 63 + 1023 - (m.astype(np.float64).view(np.int64) >> 52)
     scaled = m << shift.astype(np.uint64)
     product = high_product(tops[at], scaled)
     upper = product >> 63
@@ -205,7 +210,7 @@ def _doubles(m: _U64, q: _Int) -> tuple[npt.NDArray[np.float64], _Bool]:
     tail = product & 0x1FF
     sure = (tail != 0) & (tail != 0x1FF) & (scaled >> 63 == 1)
     sure &= (exponent >= 1) & (exponent <= 2045) & (q >= _Q_MIN) & (q <= _Q_MAX)
-    return np.where(small, exact, bits.view(np.float64)), small | sure
+    return bits.view(np.float64), sure
 
 
 def _read_others(

@@ -92,9 +92,9 @@ def _run(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "values.npy"
+        command = [sys.executable, "-m", f"{__package__}.contender", name]
         process = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.contender", name]
-            + [json.dumps(asdict(job)), str(slide), str(out)],
+            [*command, json.dumps(asdict(job)), str(slide), str(out)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -161,10 +161,10 @@ def _print(job: Job, result: dict[str, Any]) -> None:
         model = statistics.median(b["model"]["cpu"] for b in result["bounds"])
         bound = result["bound"] = (decode + model) / cores()
         best = result["bounds"][-1]["model"]
-        print(
-            f"  bound: decode {decode:.2f} + model {model:.2f} CPU s = {bound:.2f} s on"
-            f" {cores()} cores ({best['callers']}×{best['threads']} threads, batch {best['batch']}, {best['layout']})"
+        how = (
+            f"{best['callers']}×{best['threads']} threads, batch {best['batch']}, {best['layout']}"
         )
+        print(f"  bound: decode {decode:.2f} + model {model:.2f} CPU s = {bound:.2f} s ({how})")
     peers = {n: t["wall"] for n, t in table.items() if n not in ("streamwsi", "null")}
     fastest = min((w for w in peers.values() if w == w), default=None)
     heads = f"{'wall s':>8}{'CPU s':>8}{'PSS MB':>8}{'win/s':>10}{'÷bound':>8}{'÷peer':>7}"

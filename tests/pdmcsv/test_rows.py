@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -211,6 +211,42 @@ def test_lines_with_garbage_are_taken_as_a_loop_takes_them(
     found = [row for rows in reader for row in rows.values.reshape(len(rows), -1).tolist()]
     assert repr(found) == repr([values for values in wanted if values is not None])
     assert reader.skipped == len(reader.problems) == wanted.count(None)
+
+
+SHARED = b", 9, 8, 0, 3, 1.0, 1, 1, 1,"
+PIECES = st.sampled_from([b"1, 1", b"1, -7", b"1, 0.5", b"1", b"1, 1, 1", b"", b"1, x"])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.integers(-99, 99).map(lambda x: b"5, %d%b0.25" % (x, SHARED)),
+            st.lists(PIECES, min_size=1, max_size=4).map(SHARED.join),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@example([SHARED.join([b"1, 1", b"1", b"1, 1"]), b"1"])
+@example([b"1, 1, 1, 1, 1, 1, 1, 1, 1, 1,7"] * 2)  # the shared fields fit in two places
+@settings(deadline=None, max_examples=200)
+def test_shared_fields_are_cut_out_only_where_each_line_has_them_once(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "shared.csv"
+    path.write_bytes(b"\n".join([*lines, b""]))
+    reader = read(path, errors="skip")
+    found = {
+        n: row
+        for rows in reader
+        for n, *row in zip(rows.line, rows.y, rows.x, rows.values, strict=True)
+    }
+    naive = {n: naive_line(line) for n, line in enumerate(lines, 1)}
+    wanted = {n: values for n, values in naive.items() if values is not None}
+    assert {n: values.ravel().tolist() for n, (_, _, values) in found.items()} == wanted
+    for n, (y, x, _) in found.items():
+        assert [y, x] == [float(field) for field in lines[n - 1].split(b",")[:2]]
+    assert reader.skipped == len(lines) - len(wanted)
 
 
 def naive_line(line: bytes) -> list[float] | None:

@@ -1,0 +1,105 @@
+"""Lists, folders and patterns of slides as arguments of the heatmap command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from streamwsi.cli import app
+from streamwsi.geometry import Size
+from streamwsi.testing.ome_zarr import write_ome_zarr
+from streamwsi.testing.synthetic import write_slide
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides in a folder, with a text that is none, and lists of them beside it."""
+    root = tmp_path_factory.mktemp("cohort")
+    (root / "slides").mkdir()
+    write_slide(root / "slides" / "a.svs", Size(600, 500), levels=1)
+    shutil.copyfile(root / "slides" / "a.svs", root / "slides" / "b.svs")
+    (root / "slides" / "readme.md").write_text("dear diary")
+    (root / "list.txt").write_text("# both\nslides/b.svs\nslides/a.svs\n")
+    (root / "list.csv").write_text("id,path\none,slides/a.svs\ntwo,slides/b.svs\n")
+    return root
+
+
+def heatmap(out: Path, *slides: Path) -> Done:
+    line = ["heatmap", *map(str, slides), "--model", "hematoxylin", "--out", str(out)]
+    result = CliRunner().invoke(app, [*line, "--workers", "1", "--json"])
+    return Done(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ids"),
+    [
+        (["slides"], ["a", "b"]),
+        (["slides/*.svs"], ["a", "b"]),
+        (["list.txt"], ["b", "a"]),
+        (["list.csv", "slides/a.svs"], ["one", "two", "a"]),
+    ],
+)
+def test_all_slides_are_done(
+    cohort: Path, tmp_path: Path, arguments: list[str], ids: list[str]
+) -> None:
+    done = heatmap(tmp_path, *(cohort / each for each in arguments))
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)["slides"]
+    assert [(each["slide"], each["status"]) for each in outcomes] == [(id_, "done") for id_ in ids]
+    assert {each.name for each in tmp_path.iterdir()} >= {f"{id_}.zarr" for id_ in ids}
+
+
+def test_problems_are_told_before_any_slide_is_done(cohort: Path, tmp_path: Path) -> None:
+    wrong = cohort / "wrong.csv"
+    wrong.write_text("id,path\none,slides/a.svs\none,slides/b.svs\nthree,slides/c.svs\n")
+    done = heatmap(tmp_path / "out", wrong, cohort / "*.ndpi")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the slides have 3 problems:\n")
+    assert "wrong.csv, line 4: there is no file 'slides/c.svs'" in done.stderr
+    assert "*.ndpi matches no file" in done.stderr
+    assert "2 slides have the id 'one'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_columns_that_are_not_supported_are_refused(cohort: Path, tmp_path: Path) -> None:
+    levels = cohort / "levels.csv"
+    levels.write_text("path,level\nslides/a.svs,1\n")
+    done = heatmap(tmp_path / "out", levels)
+    assert done.returncode == 2
+    assert "'level'" in done.stderr
+    assert "id, path" in done.stderr
+
+
+def test_a_damaged_slide_in_a_folder_is_reported(cohort: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    shutil.copyfile(cohort / "slides" / "a.svs", folder / "a.svs")
+    (folder / "broken.svs").write_text("dear diary")
+    done = heatmap(tmp_path / "out", folder)
+    assert done.returncode == 1
+    outcomes = json.loads(done.stdout)["slides"]
+    assert [(each["slide"], each["status"]) for each in outcomes] == [
+        ("a", "done"),
+        ("broken", "failed"),
+    ]
+
+
+def test_a_folder_that_is_a_slide_is_one(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+    write_ome_zarr(tmp_path / "slides" / "plain", [pixels])
+    for place, slide in ((tmp_path / "slides" / "plain", "plain"), (tmp_path / "slides", "plain")):
+        done = heatmap(tmp_path / "out", place)
+        assert done.returncode == 0, done.stderr
+        assert [each["slide"] for each in json.loads(done.stdout)["slides"]] == [slide]

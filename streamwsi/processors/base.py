@@ -175,7 +175,8 @@ def _pixel_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 async def _piece(batch: Batch, future: Future[Sequence[V]]) -> Pieces[V]:
-    return Pieces(batch.places, await asyncio.wrap_future(future), batch.valid)
+    values = await asyncio.wrap_future(future)
+    return Pieces(batch.places, values, batch.valid)
 
 
 async def _abandon(futures: list[Future[Any]]) -> None:

@@ -106,6 +106,7 @@ class Inference:
                 f"the model was exported for batches of exactly {self._model.batch}: set "
                 "batch_size to that, or export it with a dynamic batch dimension"
             )
+        self._batch_size = batch_size
         on_cpu = self._device.type == "cpu" and self._model.batch is None
         self._at_once = min(batch_size, _MOST_ON_CPU) if on_cpu else batch_size
         if compiled:
@@ -168,9 +169,10 @@ class Inference:
             self._buffers.append(buffer)
 
     def window_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-        """Bytes of this machine's memory that a buffer takes per window."""
+        """Bytes of this machine's memory that a buffer takes per window of a batch."""
         # On a GPU the floats lie over there, and the raw pixels here.
-        return math.prod(shape) * (4 if self._device.type == "cpu" else dtype.itemsize)
+        each = math.prod(shape) * (4 if self._device.type == "cpu" else dtype.itemsize)
+        return -(-each * self._at_once // self._batch_size)
 
     def close(self) -> None:
         """Put a module of the caller's back as it was, and torch's number of threads."""

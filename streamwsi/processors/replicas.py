@@ -9,7 +9,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,17 @@ from torch import nn
 from ..chunks import Batch
 from .inference import Inference
 
-if TYPE_CHECKING:
-    from .torch_module import TorchModule
-
 __all__ = ["Replicas"]
 
 
 class Replicas:
-    """The model of a `TorchModule` on each of its devices.
+    """A model on each of several devices.
 
     Args:
-        settings: what is loaded.
+        model: see `Inference`.
+        devices: their names, the first one for the caller's own module.
+        threads: batches at the same time for each device; None means what suits the first.
+        settings: the other arguments of `Inference`.
 
     Attributes:
         config: what identifies the results, JSON-able.
@@ -38,17 +38,19 @@ class Replicas:
         ConfigError: the model or a device cannot be had.
     """
 
-    def __init__(self, settings: TorchModule) -> None:
+    def __init__(
+        self, model: Any, devices: list[str], threads: int | None, **settings: Any
+    ) -> None:
         self._all: list[Inference] = []
         try:
-            for device in settings.device.split(","):
-                self._all.append(_inference(settings, device, first=not self._all))
+            for device in devices:
+                own = copy.deepcopy(model) if self._all and isinstance(model, nn.Module) else model
+                self._all.append(Inference(own, device=device, **settings))
         except BaseException:
             self.close()
             raise
         self.config: Mapping[str, Any] = self._all[0].config
-        self._each = settings.threads or self._all[0].threads
-        self.threads = self._each * len(self._all)
+        self.threads = (threads or self._all[0].threads) * len(devices)
         self._entered = itertools.count()
         self._local = threading.local()
 
@@ -71,19 +73,3 @@ class Replicas:
         """Put a module of the caller's back as it was."""
         for inference in self._all:
             inference.close()
-
-
-def _inference(settings: TorchModule, device: str, first: bool) -> Inference:
-    model = settings.model
-    if not first and isinstance(model, nn.Module):
-        model = copy.deepcopy(model)  # one module is in one place only
-    return Inference(
-        model,
-        settings.batch_size,
-        device,
-        settings.mean,
-        settings.std,
-        settings.channel_names,
-        settings.precision,
-        settings.compile,
-    )

@@ -140,7 +140,17 @@ class TorchModule:
     def _load(self) -> Replicas:
         from .replicas import Replicas
 
-        return Replicas(self)
+        return Replicas(
+            self.model,
+            self.device.split(","),
+            self.threads,
+            batch_size=self.batch_size,
+            mean=self.mean,
+            std=self.std,
+            channel_names=self.channel_names,
+            precision=self.precision,
+            compiled=self.compile,
+        )
 
 
 def _numbers(name: str, values: object) -> tuple[float, ...]:

@@ -76,11 +76,16 @@ async def batches(
         ContractBroken: the sampler's windows do not come in order, or not all of them.
     """
     filling = _Filling(plan, start, min(start + size, plan.count))
+    behind: int | None = None
     async for some in windows:
-        begin, behind = max(0, filling.next - some.first), some.first + len(some)
-        if some.first > filling.next:
+        if some.first > start if behind is None else some.first != behind:
             raise ContractBroken(
-                f"the sampler gave window {some.first} where {filling.next} comes next"
+                f"the sampler gave window {some.first} where {behind or start} comes next"
+            )
+        begin, behind = max(0, filling.next - some.first), some.first + len(some)
+        if behind > plan.count:
+            raise ContractBroken(
+                f"the sampler gave window {behind - 1}, beyond the {plan.count} that it promised"
             )
         while begin < len(some):
             end = min(len(some), begin + filling.stop - filling.next)
@@ -89,8 +94,6 @@ async def batches(
             if filling.next == filling.stop:
                 yield filling.batch()
                 filling = _Filling(plan, filling.stop, min(filling.stop + size, plan.count))
-            if filling.next == plan.count:
-                return
         if some.chunk is None or behind == some.chunk.region.first + some.chunk.region.count:
             filling.settle()
     if filling.next < plan.count:

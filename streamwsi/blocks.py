@@ -3,7 +3,8 @@
 The arena is an anonymous file (memfd on Linux, an unlinked temporary file elsewhere) that
 worker processes inherit when they start: it has no name, so that nothing is left behind
 however the run ends, it does not depend on the size of /dev/shm, and no resource tracker can
-unlink it. Its pages take memory only once they are written.
+unlink it. Its pages take memory only once they are written, and until their block is given
+back.
 
 An `ArrayRef` is an array in the arena as a value: it pickles, and each side of a call turns it
 into a numpy array over its own mapping.
@@ -26,7 +27,7 @@ from .errors import ConfigError
 
 __all__ = ["Arena", "ArrayRef", "Block"]
 
-_ALIGNMENT = 4096
+_ALIGNMENT = max(4096, mmap.PAGESIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,14 @@ class Arena:
         """The array over this process's mapping."""
         return ref.resolve(self.buffer)
 
+    def reference(self, array: npt.NDArray[Any]) -> ArrayRef | None:
+        """The value that resolves to this array; None where it lies elsewhere."""
+        begin = np.frombuffer(self.buffer, np.uint8).ctypes.data
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if min(array.strides, default=0) < 0 or low < begin or high > begin + self.nbytes:
+            return None
+        return ArrayRef(low - begin, array.shape, array.strides, array.dtype.str)
+
     @contextmanager
     def reserved(self, nbytes: int) -> Iterator[Block]:
         """A block for the length of a with statement.
@@ -100,20 +109,22 @@ class Arena:
         Raises:
             ConfigError: the arena has no such block free.
         """
-        nbytes = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        pages = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         for i, free in enumerate(self._free):
-            if free.nbytes >= nbytes:
-                block = Block(free.offset, nbytes)
-                self._free[i] = Block(free.offset + nbytes, free.nbytes - nbytes)
+            if free.nbytes >= pages:
+                taken = Block(free.offset, pages)
+                self._free[i] = Block(free.offset + pages, free.nbytes - pages)
                 break
         else:
             raise ConfigError(
                 f"{nbytes} bytes of shared memory are needed and not free; raise the memory limit"
             )
         try:
-            yield block
+            yield Block(taken.offset, nbytes)
         finally:
-            self._give_back(block)
+            if taken.nbytes and hasattr(mmap, "MADV_REMOVE"):
+                self.buffer.madvise(mmap.MADV_REMOVE, taken.offset, taken.nbytes)
+            self._give_back(taken)
 
     def _give_back(self, block: Block) -> None:
         merged: list[Block] = []

@@ -2,7 +2,10 @@
 
 x points right and y down; boxes are half-open and count pixels of exactly one level. A
 `Grid` has the meaning of ``torch.nn.Conv2d`` without padding: windows start at multiples of
-the stride while they fit, ``floor((size - kernel) / stride) + 1`` per axis.
+the stride while they fit, ``floor((size - kernel) / stride) + 1`` per axis. A grid that pads
+goes on over the level's edge: its cells, a stride wide each, cover the level,
+``ceil(size / stride)`` per axis, and windows reach beyond it to the right and below (and, where
+the grid's origin is moved, to the left and above).
 
 A level wider than a reader can hold is walked in *panels*: ranges of columns of windows,
 each walked from top to bottom before the next. Windows are numbered in that order: by panel,
@@ -13,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from operator import index
+from typing import Literal, NamedTuple
 
 from .errors import ConfigError
 
-__all__ = ["Box", "Grid", "Run", "Size"]
+__all__ = ["Box", "Grid", "Run", "Size", "tiled_extent"]
 
 
 class Size(NamedTuple):
@@ -31,8 +35,19 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, value: int | tuple[int, int]) -> Size:
-        """A square for an int; ``(width, height)`` for a pair."""
-        return cls(value, value) if isinstance(value, int) else cls(*value)
+        """A square for an int; ``(width, height)`` for a pair.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        pair = value if isinstance(value, tuple | list) else (value, value)
+        try:
+            width, height = map(index, pair)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"{value!r} is not a size: give an integer, or two for width and height"
+            ) from None
+        return cls(width, height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,17 @@ class Box:
         )
 
 
+def tiled_extent(length: int, tile: int, size: int) -> int:
+    """Pixels along an axis of the tiles that `length` pixels touch: the most, at any place.
+
+    Args:
+        length: at least 1.
+        tile: a tile's size.
+        size: the level's.
+    """
+    return min(size, (length + 2 * tile - 2) // tile * tile)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Windows ``(row, column) … (row, column + count - 1)``, numbered from `first`."""
@@ -119,37 +145,78 @@ class Grid:
         kernel: a window's size.
         stride: the distance between windows, per axis.
         panel: columns of windows per panel; 0 means one panel.
+        origin: x and y of the first window.
+        pad: what lies beyond the level's edge, where windows reach over it: ``"white"``, or
+            ``"reflect"``: the level mirrored at the centres of its outermost pixels. None: no
+            window does.
 
     Raises:
-        ConfigError: a kernel or stride is below 1 or beyond the level.
+        ConfigError: a kernel or stride is below 1 or beyond the level, or the origin leaves
+            no window.
     """
 
     size: Size
     kernel: Size
     stride: Size
     panel: int = 0
+    origin: tuple[int, int] = (0, 0)
+    pad: Literal["white", "reflect"] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("kernel size", self.kernel), ("stride", self.stride)):
             if min(value) < 1:
                 raise ConfigError(f"{name} {value} must be at least 1 in both axes")
+            if self.pad is not None:
+                continue
             if value.width > self.size.width or value.height > self.size.height:
                 raise ConfigError(
                     f"{name} {value} is beyond the level's size {self.size}; "
                     "choose a smaller one or a finer level"
                 )
+        if self.pad is None and min(self.origin) < 0:
+            raise ConfigError(f"windows from {self.origin} on begin outside the level; pad it")
+        if self.rows < 1 or self.columns < 1:
+            raise ConfigError(
+                f"no window of {self.kernel} fits the level's size {self.size} from "
+                f"x {self.origin[0]}, y {self.origin[1]} on; choose another offset or a smaller "
+                "stride"
+            )
         if self.panel == 0:
             object.__setattr__(self, "panel", self.columns)
+
+    @classmethod
+    def covering(
+        cls,
+        size: Size,
+        kernel: Size,
+        stride: Size,
+        offset: tuple[int, int],
+        pad: Literal["white", "reflect"],
+    ) -> Grid:
+        """The grid that pads and has a window at `offset`: its cells cover the level.
+
+        A window that would lie outside altogether (kernels smaller than the stride) is not
+        in it.
+        """
+        x = _first_start(kernel.width, stride.width, offset[0])
+        y = _first_start(kernel.height, stride.height, offset[1])
+        return cls(size, kernel, stride, 0, (x, y), pad)
 
     @property
     def columns(self) -> int:
         """Windows per row."""
-        return (self.size.width - self.kernel.width) // self.stride.width + 1
+        return self._count(0)
 
     @property
     def rows(self) -> int:
         """Windows per column."""
-        return (self.size.height - self.kernel.height) // self.stride.height + 1
+        return self._count(1)
+
+    def _count(self, axis: int) -> int:
+        room, stride = self.size[axis] - self.origin[axis], self.stride[axis]
+        if self.pad is not None:
+            return -(-room // stride)
+        return (room - self.kernel[axis]) // stride + 1
 
     @property
     def count(self) -> int:
@@ -158,12 +225,36 @@ class Grid:
 
     def box(self, row: int, column: int) -> Box:
         """The window at a cell of the grid."""
-        return Box(column * self.stride.width, row * self.stride.height, *self.kernel)
+        x, y = self.origin
+        return Box(x + column * self.stride.width, y + row * self.stride.height, *self.kernel)
 
     def cover(self, row: int, column: int, rows: int, columns: int) -> Box:
-        """The smallest box around ``rows × columns`` windows from a cell on."""
+        """The pixels of the level that ``rows × columns`` windows from a cell on are made of.
+
+        The smallest box around them; of a grid that pads, the part of it inside the level, and
+        what is mirrored into the rest.
+        """
         first, last = self.box(row, column), self.box(row + rows - 1, column + columns - 1)
-        return Box.between(first.x, first.y, last.right, last.bottom)
+        left, right = self._inside(0, first.x, last.right)
+        top, bottom = self._inside(1, first.y, last.bottom)
+        return Box.between(left, top, right, bottom)
+
+    def _inside(self, axis: int, begin: int, end: int) -> tuple[int, int]:
+        size = self.size[axis]
+        low, high = max(0, begin), min(size, end)
+        if self.pad == "reflect":
+            # Pixel size - 1 + i is pixel size - 1 - i, and pixel -i is pixel i.
+            low = max(0, min(low, 2 * size - 1 - end)) if end > size else low
+            high = min(size, max(high, 1 - begin)) if begin < 0 else high
+        return low, high
+
+    def within(self, row: int) -> range:
+        """The columns of a row whose windows lie inside the level."""
+        y, (width, height) = self.box(row, 0).y, self.size
+        if y < 0 or y + self.kernel.height > height:
+            return range(0)
+        x, stride = self.origin[0], self.stride.width
+        return range(max(0, -(x // stride)), (width - self.kernel.width - x) // stride + 1)
 
     def panel_at(self, column: int) -> tuple[int, int]:
         """First column and number of columns of the panel that holds `column`."""
@@ -189,3 +280,9 @@ class Grid:
             count = min(stop - start, first + columns - column)
             yield Run(start, row, column, count)
             start += count
+
+
+def _first_start(kernel: int, stride: int, offset: int) -> int:
+    """Where the first window of an axis begins: at or before 0, unless it would end there."""
+    start = -(-offset % max(1, stride))
+    return start if start + kernel > 0 else start + stride

@@ -18,14 +18,15 @@ Integers and shapes only: no arrays are made here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .errors import StageMismatch
-from .geometry import Grid, Size
+from .geometry import Grid, Run, Size
 from .slides import Mpp, PyramidLevel
 
-__all__ = ["Block", "Raster", "Transform"]
+__all__ = ["Block", "Raster", "Transform", "left_out"]
 
 #: A chunk holds at most about this much, so that a viewer fetches little per look ...
 _CHUNK_BYTES = 4 << 20
@@ -33,6 +34,21 @@ _CHUNK_BYTES = 4 << 20
 _BLOCK_BYTES = 32 << 20
 
 _ONE = Size(1, 1)
+
+
+def left_out(grid: Grid, kept: Iterator[Run]) -> Iterator[Run]:
+    """The windows of a grid that a plan does not keep, as runs numbered as in the grid.
+
+    Args:
+        grid: all windows.
+        kept: the plan's, in the order of the grid.
+    """
+    done = 0
+    for run in kept:
+        first = grid.index(run.row, run.column)
+        yield from grid.runs(done, first)
+        done = first + run.count
+    yield from grid.runs(done, grid.count)
 
 
 class Block(NamedTuple):
@@ -179,5 +195,8 @@ class Raster:
                 grid.stride.height / window.height * downsample_y * mpp_y,
                 grid.stride.width / window.width * downsample_x * mpp_x,
             ),
-            ((extent_y - 1) / 2 * mpp_y, (extent_x - 1) / 2 * mpp_x),
+            (
+                ((extent_y - 1) / 2 + grid.origin[1] * downsample_y) * mpp_y,
+                ((extent_x - 1) / 2 + grid.origin[0] * downsample_x) * mpp_x,
+            ),
         )

@@ -10,20 +10,26 @@ is one number: how many pieces the sink has made durable.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from .batches import batches
+from .budgets import Budget, reading_share
 from .chunks import Batch, BigChunk, Pieces, Plan, Receipt
-from .errors import ConfigError, ContractBroken, SlideError, SlideFailed, StreamwsiError
-from .links import DownstreamFailed, Inlet, Link, Outlet, UpstreamFailed
+from .errors import ContractBroken, SlideError, SlideFailed, StreamwsiError
+from .links import DownstreamFailed, Inlet, Link, Outlet
 from .reports import Observer, PiecesWritten, SlideOutcome, SlideStarted, StageTimes
+from .resampled_readers import resampled
+from .resolutions import describe
 from .slides import SlideRef
 from .stages import (
+    LeavesTilesOut,
+    NeedsPixels,
     ReadTally,
     Recipe,
     RunningProcessor,
@@ -50,7 +56,7 @@ class Lane:
         ref: the slide.
         source, sampler, processor, sink: the stages; the processor is shared by all lanes.
         workers: where decoding runs.
-        memory: bytes of pixels that the reader may hold.
+        budget: the run's memory.
         overwrite: whether an existing output is replaced.
         observe: gets the lane's events.
     """
@@ -61,12 +67,16 @@ class Lane:
     processor: RunningProcessor[Any]
     sink: Sink[Any]
     workers: Workers
-    memory: int
+    budget: Budget
     overwrite: bool
     observe: Observer
     _stage: str = "open"
+    _cause: tuple[str, Exception] | None = None
+    _outputs: tuple[str, ...] = ()
     _began: float = field(default_factory=time.perf_counter)
     _tally: ReadTally = field(default_factory=ReadTally)
+    _saved: int = 0
+    _resolution: Mapping[str, Any] | None = None
     _resumed_at: int = 0
     _total: int = 0
     _written: int = 0
@@ -86,10 +96,7 @@ class Lane:
 
     def outcome(self, status: Any, **facts: Any) -> SlideOutcome:
         """The lane's outcome as of now."""
-        written: dict[str, Any] = {
-            "outputs": self.sink.outputs(self.ref),
-            "pieces": self._written,
-        }
+        written: dict[str, Any] = {"outputs": self._outputs, "pieces": self._written}
         return SlideOutcome(
             self.ref.id,
             self.ref.uri,
@@ -99,48 +106,65 @@ class Lane:
             total=self._total,
             tiles_decoded=self._tally.tiles_decoded,
             distinct_tiles=self._tally.distinct_tiles,
+            tiles_saved=self._saved,
             damaged_tiles=self._tally.damaged_tiles,
             damage=tuple(self._tally.damage),
+            resolution=self._resolution,
             stages=self._times,
             **(written | facts),
         )
 
     def _failed(self, error: Exception) -> SlideOutcome:
-        cause = _first_cause(error)
+        stage, cause = self._cause or (self._stage, error)
+        cause = _unwrapped(cause)
         message = str(cause) if isinstance(cause, StreamwsiError) else _described(self.ref, cause)
         if not isinstance(cause, StreamwsiError) or isinstance(cause, SlideError):
-            failure: Exception = SlideFailed(self.ref.id, self._stage, message)
+            failure: Exception = SlideFailed(self.ref.id, stage, message)
             failure.__cause__ = cause
         else:
             failure = cause  # configuration: its type decides about the exit code
-        return self.outcome("failed", error=message, stage=self._stage, cause=failure)
+        return self.outcome("failed", error=message, stage=stage, cause=failure)
 
     async def _run(self) -> Receipt:
-        async with self.source.open(self.ref, self.workers) as reader:
-            self._tally = reader.tally
-            plan = self.sampler.plan(reader.slide)
+        self._stage = "write"
+        self._outputs = self.sink.outputs(self.ref)
+        self._stage = "open"
+        async with self.source.open(self.ref, self.workers) as opened, AsyncExitStack() as held:
+            self._tally = opened.tally
+            plan = await self._plan(opened)
             self._total = plan.count
-            self._check_memory(reader, plan)
-            recipe = Recipe(plan.config, self.processor.config, self.sink.config)
+            self._resolution = describe(plan.level, plan.slide, plan.config)
+            reader = held.enter_context(resampled(opened, plan.level, self.workers))
+            # Before anything is written: an output must not be begun that can never be completed.
+            memory = reading_share(self.budget, reader, plan, self.processor, self.sink)
+            policy = {"invalid": "nan", **getattr(self.source, "config", {})}
+            recipe = Recipe(plan.config, self.processor.config, self.sink.config, policy)
             self._stage = "write"
             async with self.sink.open(plan, recipe, overwrite=self.overwrite) as writer:
-                self._stage = "open"
                 self._resumed_at = writer.resume_at
                 self.observe(SlideStarted(self.ref.id, plan.count, writer.resume_at))
-                return await self._stream(reader, plan, writer)
+                receipt = await self._stream(reader, plan, writer, memory)
+            self._stage = "read"
+        return receipt
 
-    def _check_memory(self, reader: SlideReader, plan: Plan) -> None:
-        """Before anything is written: an output must not be begun that can never be completed."""
-        first = next(plan.regions(), None)
-        needed = reader.needs(first) if first else 0
-        if needed > self.memory:
-            raise ConfigError(
-                f"{self.ref.uri}: windows of this size need {_mib(needed)} for pixels, but the "
-                f"memory limit leaves {_mib(self.memory)} a slide; raise it "
-                f"{needed / self.memory:.1f}-fold, or work on fewer slides at once"
-            )
+    async def _plan(self, reader: SlideReader) -> Plan:
+        if not isinstance(self.sampler, NeedsPixels):
+            return self.sampler.plan(reader.slide)
+        self._stage = "sample"
+        # A reader of its own: what it reads is not part of the tally, and its memory is free
+        # again before this lane's reader takes any.
+        async with self.source.open(self.ref, self.workers) as preview:
+            memory = self.budget.nbytes // self.budget.lanes
+            self.sampler = await self.sampler.prepare(preview, memory)
+        plan = await anyio.to_thread.run_sync(self.sampler.plan, reader.slide)
+        if isinstance(plan, LeavesTilesOut):
+            self._saved = await anyio.to_thread.run_sync(lambda: plan.tiles_saved)
+        self._stage = "open"
+        return plan
 
-    async def _stream(self, reader: SlideReader, plan: Plan, writer: SlideWriter[Any]) -> Receipt:
+    async def _stream(
+        self, reader: SlideReader, plan: Plan, writer: SlideWriter[Any], memory: int
+    ) -> Receipt:
         times = self._times
         bigchunks = Link[BigChunk](_BIGCHUNKS, times["read"], times["sample"])
         lent = Link[Batch](_BATCHES, times["sample"], times["process"])
@@ -149,35 +173,38 @@ class Lane:
         with closing(bigchunks), closing(lent), closing(pieces):
             async with anyio.create_task_group() as tasks:
                 start = tasks.start_soon
-                start(self._task, "read", self._read, reader, plan, bigchunks.outlet)
+                start(self._task, "read", self._read, reader, plan, memory, bigchunks.outlet)
                 start(self._task, "sample", self._sample, plan, bigchunks.inlet, lent.outlet)
                 start(self._task, "process", self._process, lent.inlet, pieces.outlet)
                 start(self._task, "write", self._write, writer, pieces.inlet, receipts)
         return receipts[0]
 
     async def _task(self, stage: str, body: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """A stage's task: the first one that fails gives the lane's failure its stage."""
+        """A stage's task: the first one that fails is the lane's failure, the others echo it.
+
+        That it is the first is sure: a stage fails before its links end (`Outlet.finishing`).
+        """
         try:
             await body(*args)
         except DownstreamFailed:
             # The next stage has all it wants, or has failed and says so itself.
             return
-        except UpstreamFailed:
-            raise
         except Exception as error:
-            self._stage = stage
-            raise _Cause(error) from error
+            self._cause = self._cause or (stage, error)
+            raise
 
     def _start(self, writer_needs: int) -> int:
         """The batch boundary at or before the first piece that is needed."""
         return writer_needs // self.processor.batch_size * self.processor.batch_size
 
-    async def _read(self, reader: SlideReader, plan: Plan, outlet: Outlet[BigChunk]) -> None:
+    async def _read(
+        self, reader: SlideReader, plan: Plan, memory: int, outlet: Outlet[BigChunk]
+    ) -> None:
         regions = plan.regions(self._start(self._resumed_at))
         async with outlet.finishing():
             if self._resumed_at >= plan.count:
                 return
-            async with aclosing(reader.bigchunks(regions, self.memory)) as chunks:
+            async with aclosing(reader.bigchunks(regions, memory)) as chunks:
                 async for chunk in chunks:
                     await outlet.send(chunk)
 
@@ -215,6 +242,13 @@ class Lane:
     ) -> None:
         async with aclosing(inlet.items()) as items, aclosing(self._counted(items)) as pieces:
             receipts.append(await writer.write(pieces))
+            async for _ in pieces:
+                break  # nothing is left, unless the sink ended early
+            if self._resumed_at + self._written < self._total:
+                raise ContractBroken(
+                    f"the sink ended after {self._resumed_at + self._written} of the "
+                    f"{self._total} pieces that were planned"
+                )
 
     async def _counted(
         self, pieces: AsyncGenerator[Pieces[Any], None]
@@ -227,17 +261,13 @@ class Lane:
                     f"the processor gave piece {some.places.start} where {expected} comes next"
                 )
             expected = some.places.stop
-            self._written += len(some)
             yield some
+            self._written += len(some)
             self.observe(PiecesWritten(self.ref.id, len(some)))
         if expected != max(self._total, self._resumed_at):
             raise ContractBroken(
                 f"the processor gave {expected} of the {self._total} pieces that were planned"
             )
-
-
-class _Cause(Exception):
-    """Wraps what a stage raised, to tell it from the task group's own wrapping."""
 
 
 async def _released(
@@ -256,18 +286,11 @@ async def _returned(lent: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, 
         batch.release()
 
 
-def _first_cause(error: BaseException) -> Exception:
-    """The exception of the stage that failed first."""
-    while isinstance(error, BaseExceptionGroup):
-        causes = error.subgroup(_Cause) or error
-        error = causes.exceptions[0]
-    if isinstance(error, _Cause) and isinstance(error.__cause__, Exception):
-        return _first_cause(error.__cause__)
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
-
-
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.1f} MiB"
+def _unwrapped(error: Exception) -> Exception:
+    """The first exception of those that task groups have wrapped."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _described(ref: SlideRef, cause: Exception) -> str:

@@ -25,7 +25,7 @@ def parse_bytes(text: str | int) -> int:
     """
     if isinstance(text, int):
         return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(text).lower())
     if match is None:
         raise ConfigError(f"{text!r} is not an amount of memory; write it like 2GiB or 500MB")
     unit = match[2] or ""
@@ -45,9 +45,12 @@ class Limits:
         workers: decode workers; None means one per core.
         worker_kind: ``"processes"`` (default), ``"threads"`` (no start-up, shares the
             interpreter), or ``"inline"`` (in the event loop; for debugging).
-        memory: budget in bytes, or text such as ``"2 GiB"``, for pixels in flight.
+        memory: budget in bytes, or text such as ``"2 GiB"``, for pixels, batches and open outputs.
         read_timeout_s: a worker that takes longer for one job is killed and replaced.
         grace_s: what a cancelled run may take to end cleanly.
+        reads_per_second: tiles that are read and decoded per second at most, by all workers
+            together (`streamwsi.paces`); None means as fast as it goes.
+        nice: added to the worker processes' niceness, 1 … 19: others' programs go first.
     """
 
     slides: int = 2
@@ -56,6 +59,8 @@ class Limits:
     memory: int | str = "2 GiB"
     read_timeout_s: float = 120.0
     grace_s: float = 4.0
+    reads_per_second: float | None = None
+    nice: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory", parse_bytes(self.memory))
@@ -72,6 +77,19 @@ class Limits:
         for name in ("read_timeout_s", "grace_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"limits.{name} must be positive, not {getattr(self, name)}")
+        self._check_politeness()
+
+    def _check_politeness(self) -> None:
+        rate, nice = self.reads_per_second, self.nice
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ConfigError(f"limits.reads_per_second must be positive, not {rate}")
+        if nice is not None and not 0 <= nice <= 19:
+            raise ConfigError(f"limits.nice must be 0 to 19, not {nice}")
+        if nice and self.worker_kind != "processes":
+            raise ConfigError(
+                f"limits.nice is for worker processes, and the worker kind is {self.worker_kind}; "
+                "start the whole program with nice instead"
+            )
 
     @property
     def memory_bytes(self) -> int:

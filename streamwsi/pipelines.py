@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def from_toml(text: str | Path) -> Pipeline[Any]:
         ConfigError: the TOML is not a pipeline; the message names the key.
     """
     try:
-        tables = tomllib.loads(text.read_text() if isinstance(text, Path) else text)
+        tables = tomllib.loads(text.read_text("utf-8") if isinstance(text, Path) else text)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the pipeline's TOML cannot be read: {error}") from error
     unknown = sorted(set(tables) - set(_METHODS))
@@ -116,10 +117,16 @@ def to_toml(pipeline: Pipeline[Any]) -> str:
         lines += [f"[{role}]", f"type = {_toml(plugins.name_of(role, type(stage)), role)}"]
         for field in dataclasses.fields(stage):
             value = getattr(stage, field.name)
-            if field.init and value != field.default:
+            if field.init and value != _default(field):
                 lines.append(f"{field.name} = {_toml(value, f'{role}.{field.name}')}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
 
 
 def _toml(value: Any, where: str) -> str:
@@ -128,8 +135,8 @@ def _toml(value: Any, where: str) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str | Path):
-        escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        # JSON's escapes are TOML's; only DEL must be escaped here and need not be there.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple | list):
         return f"[{', '.join(_toml(item, where) for item in value)}]"
     raise ConfigError(f"{where} holds {value!r}, which TOML cannot name")

@@ -8,7 +8,7 @@ who asks for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -85,7 +85,7 @@ def load(role: str, name: str) -> type[Any]:
         raise StageLoadError(
             f"the {role} {name!r} of {_dist(entry)[0]} cannot be loaded from {entry.value}: {error}"
         ) from error
-    if not isinstance(stage, type):
+    if not (isinstance(stage, type) and is_dataclass(stage)):
         raise StageLoadError(
             f"the {role} {name!r} of {_dist(entry)[0]} is {stage!r}, not a dataclass"
         )

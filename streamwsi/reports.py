@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -50,8 +50,12 @@ class SlideOutcome:
         seconds: from opening to the end.
         tiles_decoded: tiles decoded, each time counted.
         distinct_tiles: different tiles among them.
+        tiles_saved: tiles that no window needs, because of a mask.
         damaged_tiles: tiles that could not be decoded.
         damage: the first of them.
+        resolution: what was sampled: the ``level`` that was read, the ``factor`` by which it was
+            resampled, ``downsample`` and ``mpp`` of the pixels, each ``[x, y]``; where a pixel
+            size was asked for, the ``tolerance`` within which a level is taken as it is.
         stages: waiting times by stage.
         cause: the exception behind `error`.
     """
@@ -69,8 +73,10 @@ class SlideOutcome:
     seconds: float = 0.0
     tiles_decoded: int = 0
     distinct_tiles: int = 0
+    tiles_saved: int = 0
     damaged_tiles: int = 0
     damage: tuple[Damage, ...] = ()
+    resolution: Mapping[str, Any] | None = None
     stages: dict[str, StageTimes] = field(default_factory=dict)
     cause: Exception | None = field(default=None, compare=False, repr=False)
 

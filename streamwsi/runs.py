@@ -19,6 +19,7 @@ from typing import Any
 
 import anyio
 
+from .budgets import Budget
 from .errors import ConfigError
 from .lanes import Lane
 from .limits import Limits
@@ -29,9 +30,6 @@ from .stages import RunningProcessor
 from .workers import Workers, open_workers
 
 __all__ = ["run", "run_sync"]
-
-_READING_SHARE = 0.75
-"""Of a lane's memory, what the reader may use; batches and output chunks take the rest."""
 
 
 async def run(
@@ -117,13 +115,20 @@ async def _grace(workers: Workers, limits: Limits) -> AsyncIterator[None]:
         finally:
             timer.start()
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
-        try:
-            yield
-        finally:
-            tasks.cancel_scope.cancel()
-    timer.cancel()
+    error: Exception | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            try:
+                yield
+            except Exception as raised:
+                error = raised  # else it would come out wrapped in a group
+            finally:
+                tasks.cancel_scope.cancel()
+    finally:
+        timer.cancel()
+    if error is not None:
+        raise error
 
 
 @dataclass(slots=True)
@@ -140,13 +145,13 @@ class _Lanes:
 
     async def run(self, refs: list[SlideRef]) -> None:
         at_once = min(self.limits.slides, len(refs))
-        memory = int(self.limits.memory_bytes * _READING_SHARE) // at_once
+        budget = Budget(self.limits.memory_bytes, at_once)
         slots = anyio.CapacityLimiter(at_once)
         async with anyio.create_task_group() as tasks:
             for ref in refs:
-                tasks.start_soon(self._lane, ref, memory, slots)
+                tasks.start_soon(self._lane, ref, budget, slots)
 
-    async def _lane(self, ref: SlideRef, memory: int, slots: anyio.CapacityLimiter) -> None:
+    async def _lane(self, ref: SlideRef, budget: Budget, slots: anyio.CapacityLimiter) -> None:
         pipeline = self.pipeline
         async with slots:
             lane = Lane(
@@ -156,7 +161,7 @@ class _Lanes:
                 self.processor,
                 pipeline.sink,
                 self.workers,
-                memory,
+                budget,
                 self.overwrite,
                 self._observe,
             )

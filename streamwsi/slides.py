@@ -7,7 +7,7 @@ level pixel and at least 1, per axis. Micrometres occur in `Mpp` only.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,18 @@ from typing import Any
 from .errors import ConfigError, LevelNotFound
 from .geometry import Size
 
-__all__ = ["Mpp", "Pyramid", "PyramidLevel", "Slide", "SlideRef", "snapped_downsample"]
+__all__ = [
+    "Level",
+    "Microns",
+    "Mpp",
+    "Power",
+    "Pyramid",
+    "PyramidLevel",
+    "Resolution",
+    "Slide",
+    "SlideRef",
+    "snapped_downsample",
+]
 
 _UNSAFE = re.compile(r"[^\w.+@=,() -]")
 
@@ -33,7 +44,7 @@ class SlideRef:
     uri: str
 
     def __post_init__(self) -> None:
-        if not self.id or self.id in {".", ".."} or self.id.startswith(".") or "/" in self.id:
+        if not self.id or self.id.startswith(".") or {"/", "\0"} & {*self.id}:
             raise ConfigError(f"{self.id!r} cannot be a slide id: it must be a plain file name")
 
     @classmethod
@@ -71,16 +82,20 @@ class PyramidLevel:
     """One resolution of a slide.
 
     Attributes:
-        index: 0 is the finest.
+        index: 0 is the finest; a level that is resampled has its source's.
         size: in pixels of this level.
         downsample: level-0 pixels per pixel of this level, ``(x, y)``.
         tile: what the file decodes at once (strips count as tiles as wide as the level).
+        source: the level of the file that this one is resampled from; None for the file's own.
+        factor: pixels of the source per pixel of this level, ``(x, y)``.
     """
 
     index: int
     size: Size
     downsample: tuple[float, float]
     tile: Size
+    source: PyramidLevel | None = None
+    factor: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or min(self.tile) < 1:
@@ -156,3 +171,44 @@ class Slide:
                 + ("one level, 0" if len(levels) == 1 else f"levels 0 to {len(levels) - 1}")
             )
         return levels[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A level of the slide's own, by its index: 0 is the finest."""
+
+    index: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.index, bool) or not isinstance(self.index, int) or self.index < 0:
+            raise ConfigError(f"level {self.index} must be 0 (the finest) or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Microns:
+    """A pixel size in micrometres."""
+
+    mpp: float
+
+    def __post_init__(self) -> None:
+        _check_positive("mpp", self.mpp)
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """An objective's magnification: 20 means 20×."""
+
+    power: float
+
+    def __post_init__(self) -> None:
+        _check_positive("power", self.power)
+
+
+def _check_positive(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a positive number, not {value!r}")
+
+
+Resolution = int | Level | Microns | Power | Callable[[Slide], int | Level | Microns | Power]
+"""What to look at a slide with; a function is asked for each slide, and an int is a level."""

@@ -26,6 +26,10 @@ from .slides import Slide, SlideRef
 from .workers import Workers
 
 __all__ = [
+    "HoldsBuffers",
+    "HoldsOutput",
+    "LeavesTilesOut",
+    "NeedsPixels",
     "Processor",
     "ReadTally",
     "Recipe",
@@ -70,6 +74,7 @@ class Recipe:
     sampler: Mapping[str, Any]
     processor: Mapping[str, Any]
     sink: Mapping[str, Any]
+    source: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SlideReader(Protocol):
@@ -96,7 +101,11 @@ class SlideReader(Protocol):
 
 
 class Source(Protocol):
-    """Opens slides."""
+    """Opens slides.
+
+    The pixels of a slide are what they are, whichever source reads them. A source that changes
+    them has a property `config`, a JSON-able mapping, which becomes part of the recipe.
+    """
 
     def accepts(self, ref: SlideRef) -> bool:
         """Whether this source is made for such a slide: cheap, decodes nothing, never raises."""
@@ -126,8 +135,37 @@ class Sampler(Protocol):
         """The windows of each big chunk, in order: all that its region promises."""
 
 
+@runtime_checkable
+class NeedsPixels(Protocol):
+    """A sampler whose plan depends on what is on the slide, or in a file."""
+
+    async def prepare(self, reader: SlideReader, memory: int) -> Sampler:
+        """The sampler for one slide, whose `plan` needs no pixels; the same slide gives the
+        same one. A sampler that is prepared already comes back as it is.
+
+        Args:
+            reader: the slide; nothing else reads through it.
+            memory: bytes of pixels that it may take.
+
+        Raises:
+            ConfigError, SlideError: as `Sampler.plan`; or the slide cannot be read.
+        """
+
+
+@runtime_checkable
+class LeavesTilesOut(Protocol):
+    """A plan that does not need all tiles that its grid touches."""
+
+    @property
+    def tiles_saved(self) -> int:
+        """How many tiles need not be decoded for it."""
+
+
 class RunningProcessor(Protocol[V_co]):
-    """A processor that is ready to run: its model is loaded and on its device."""
+    """A processor that is ready to run: its model is loaded and on its device.
+
+    One that copies windows into buffers of its own is a `HoldsBuffers` too.
+    """
 
     @property
     def batch_size(self) -> int:
@@ -143,6 +181,31 @@ class RunningProcessor(Protocol[V_co]):
         Raises:
             CannotProcess: the model failed or returned something unusable.
         """
+
+
+@runtime_checkable
+class HoldsBuffers(Protocol):
+    """A running processor that holds windows in memory of its own."""
+
+    def fit(self, plan: Plan, room: int) -> int:
+        """Work in as many buffers as `room` holds, from now on, but in one at least.
+
+        Args:
+            plan: whose windows the buffers are for.
+            room: bytes.
+
+        Returns:
+            Bytes that the buffers take together, for all slides; more than `room` where one
+            buffer does.
+        """
+
+
+@runtime_checkable
+class HoldsOutput(Protocol):
+    """A sink that holds values in memory until it stores them."""
+
+    def memory(self, plan: Plan) -> int:
+        """Bytes that one open output takes at most."""
 
 
 class Processor(Protocol[V_co]):
@@ -176,7 +239,10 @@ class SlideWriter(Protocol[V_contra]):
 
 @runtime_checkable
 class Sink(Protocol[V_contra]):
-    """Writes what became of a slide's windows."""
+    """Writes what became of a slide's windows.
+
+    One that collects values before it stores them is a `HoldsOutput` too.
+    """
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from .blocks import ArrayRef
 __all__ = ["main"]
 
 
-def main(pipe: int, arena: int, nbytes: int, parent: int) -> None:
+def main(pipe: int, arena: int, nbytes: int, parent: int, nice: int) -> None:
     """Serve calls until the pipe closes.
 
     Args:
@@ -31,7 +31,9 @@ def main(pipe: int, arena: int, nbytes: int, parent: int) -> None:
         arena: file descriptor of the arena.
         nbytes: the arena's size.
         parent: process id of who started it.
+        nice: added to this process's niceness.
     """
+    os.nice(nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     buffer = mmap.mmap(arena, nbytes)
@@ -70,15 +72,17 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def command(pipe: int, arena: int, nbytes: int) -> list[str]:
+def command(pipe: int, arena: int, nbytes: int, nice: int) -> list[str]:
     """The command line that starts a worker with this interpreter and this import path."""
+    path = [entry for entry in sys.path if isinstance(entry, str)]
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; "
-        f"from streamwsi.worker_child import main; main({pipe}, {arena}, {nbytes}, {os.getpid()})"
+        f"import sys; sys.path[:] = {path!r}; "
+        f"from streamwsi.worker_child import main; main"
+        f"({pipe}, {arena}, {nbytes}, {os.getpid()}, {nice})"
     )
     return [sys.executable, "-c", code]
 
 
 def describe(function: Any) -> str:
     """The name under which a worker would import a function."""
-    return f"{function.__module__}.{function.__qualname__}"
+    return f"{function.__module__}.{getattr(function, '__qualname__', function)}"

@@ -14,7 +14,6 @@ one worker dies, cannot kill a single hung worker, and imports the user's main m
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import socket
@@ -31,6 +30,7 @@ from . import worker_child
 from .blocks import Arena, ArrayRef
 from .errors import ConfigError, WorkerDied
 from .limits import Limits, WorkerKind
+from .paces import Pace
 
 __all__ = ["Workers", "open_workers"]
 
@@ -41,12 +41,12 @@ Ts = TypeVarTuple("Ts")
 class _Child:
     """The parent's side of one worker process."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, nice: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             pipe = theirs.fileno()
             self._process = subprocess.Popen(
-                worker_child.command(pipe, arena.fd, arena.nbytes),
+                worker_child.command(pipe, arena.fd, arena.nbytes, nice),
                 pass_fds=(pipe, arena.fd),
                 stdin=subprocess.DEVNULL,
                 # Its own group: Ctrl-C in the terminal is the parent's business.
@@ -68,7 +68,6 @@ class _Child:
         try:
             self._connection.send_bytes(request)
             if not self._connection.poll(timeout_s):
-                self.kill()
                 raise WorkerDied(f"a worker was killed because a job took over {timeout_s:g} s")
             return self._connection.recv_bytes()
         except (EOFError, OSError) as error:
@@ -78,9 +77,13 @@ class _Child:
             raise WorkerDied(f"a worker process ended {how} in the middle of a job") from error
 
     def kill(self) -> None:
-        """End the process now."""
+        """End the process now, from any thread: who waits for its answer finds the pipe closed."""
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        """End the process and the pipe; only while nobody waits for an answer."""
+        self.kill()
         self._connection.close()
 
 
@@ -91,23 +94,28 @@ class Workers:
         kind: where calls run.
         count: how many run at the same time.
         arena: the shared memory that calls read and write.
+        pace: what readers ask before they read and decode tiles.
     """
 
-    def __init__(self, kind: WorkerKind, count: int, arena: Arena, timeout_s: float) -> None:
-        self.kind = kind
-        self.count = count
+    def __init__(self, limits: Limits, arena: Arena) -> None:
+        self.kind: WorkerKind = limits.worker_kind
+        self.count = limits.worker_count
         self.arena = arena
-        self._timeout_s = timeout_s
-        self._limiter = anyio.CapacityLimiter(count)
+        self.pace = Pace(limits.reads_per_second)
+        self._timeout_s = limits.read_timeout_s
+        self._nice = limits.nice or 0
+        self._limiter = anyio.CapacityLimiter(self.count)
         self._closed = False
         # The most recently used worker is taken first: its open files and caches are warm.
-        self._idle = [_Child(arena) for _ in range(count)] if kind == "processes" else []
-        self._children = set(self._idle)
+        self._children: set[_Child] = set()
+        self._idle = (
+            [self._started() for _ in range(self.count)] if self.kind == "processes" else []
+        )
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the workers (none for threads and inline)."""
-        return tuple(sorted(child.pid for child in self._children))
+        return tuple(sorted(child.pid for child in tuple(self._children)))
 
     async def call(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run a module-level function in a worker and return what it returns.
@@ -143,18 +151,25 @@ class Workers:
             return self._attempt(request)
 
     def _attempt(self, request: bytes) -> bytes:
-        child = self._idle.pop()
+        if self._closed:
+            raise WorkerDied("the workers have ended, and with them the run")
+        try:
+            child = self._idle.pop()
+        except IndexError:  # in place of one that died
+            child = self._started()
         try:
             answer: bytes = child.call(request, self._timeout_s)
         except WorkerDied:
             self._children.discard(child)
-            if not self._closed:
-                child = _Child(self.arena)
-                self._children.add(child)
-                self._idle.append(child)
+            child.close()
             raise
         self._idle.append(child)
         return answer
+
+    def _started(self) -> _Child:
+        child = _Child(self.arena, self._nice)
+        self._children.add(child)
+        return child
 
     def kill(self) -> None:
         """End all worker processes now; calls in flight fail with `WorkerDied`."""
@@ -162,9 +177,15 @@ class Workers:
         for child in tuple(self._children):
             child.kill()
 
+    def close(self) -> None:
+        """End all worker processes, once no call is in flight."""
+        self.kill()
+        for child in self._children:
+            child.close()
+
 
 def _request(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
-    if function.__module__ == "__main__" or "<" in function.__qualname__:
+    if function.__module__ == "__main__" or "<" in getattr(function, "__qualname__", "<"):
         raise ConfigError(
             f"{worker_child.describe(function)} cannot run in worker processes: define it at the "
             "top level of an importable module, or run it in threads"
@@ -178,13 +199,14 @@ async def open_workers(limits: Limits) -> AsyncIterator[Workers]:
 
     Starting returns at once: processes come up while models load.
     """
-    arena = Arena(limits.memory_bytes)
+    # Readers keep to the limit together, but not with blocks of one size: twice the room has a
+    # gap for each of them, whatever blocks the others hold. Pages that are not used cost nothing.
+    arena = Arena(2 * limits.memory_bytes)
     try:
-        workers = Workers(limits.worker_kind, limits.worker_count, arena, limits.read_timeout_s)
+        workers = Workers(limits, arena)
         try:
             yield workers
         finally:
-            with contextlib.suppress(OSError):
-                workers.kill()
+            workers.close()
     finally:
         arena.close()

@@ -59,6 +59,17 @@ def test_heatmap_to_pdmcsv(slide: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "small.csv").read_text().splitlines()) == 48
 
 
+def test_train_classifier(slide: Path, tmp_path: Path) -> None:
+    from streamwsi.geometry import Size
+    from streamwsi.testing.synthetic import write_slide
+
+    other = tmp_path / "other.svs"
+    write_slide(other, Size(768, 768), levels=1, seed=1)
+    *_, last = run_example("train_classifier.py", slide, other).splitlines()
+    words = last.split()  # "loss 0.69 -> 0.31 in 30 steps"
+    assert float(words[3]) < 0.8 * float(words[1])
+
+
 def test_own_processor(slide: Path, tmp_path: Path) -> None:
     run_example("own_processor.py", tmp_path, slide)
     first = (tmp_path / "small.csv").read_text().splitlines()[0].split(", ")

@@ -11,8 +11,10 @@ import typer
 
 from streamwsi.errors import ConfigError
 from streamwsi.limits import Limits
+from streamwsi.manifests import find_slides
 from streamwsi.reports import Event, RunReport, SlideEnded, SlideOutcome
 
+from .masking import masked
 from .terminal import (
     Debug,
     Interrupted,
@@ -25,7 +27,10 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamwsi.pipelines import Pipeline
+    from streamwsi.slides import SlideRef
     from streamwsi.stages import Processor, Sampler, Sink, Source
 
 __all__ = ["heatmap", "run_reported"]
@@ -38,8 +43,23 @@ class SinkName(StrEnum):
     PDMCSV = "pdmcsv"
 
 
+class Padding(StrEnum):
+    """Whether windows reach over the level's edge, and what lies there."""
+
+    VALID = "valid"
+    SAME = "same"
+    SAME_REFLECT = "same-reflect"
+
+
 def heatmap(
-    slides: Annotated[list[Path], typer.Argument(metavar="SLIDE...", show_default=False)],
+    slides: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SLIDE...",
+            show_default=False,
+            help="Slides, folders of slides, patterns, and .txt or .csv lists of slides.",
+        ),
+    ],
     model: Annotated[
         str,
         typer.Option(
@@ -57,7 +77,30 @@ def heatmap(
         int | None,
         typer.Option(help="Distance between windows in pixels.", show_default="kernel size"),
     ] = None,
-    level: Annotated[int, typer.Option(help="Pyramid level; 0 is the finest.")] = 0,
+    level: Annotated[
+        int | None, typer.Option(help="Pyramid level; 0 is the finest.", show_default="0")
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(help="Instead of a level: micrometres per pixel of the windows."),
+    ] = None,
+    power: Annotated[
+        float | None, typer.Option(help="Instead of a level: the windows' magnification.")
+    ] = None,
+    assume_mpp: Annotated[
+        float | None,
+        typer.Option(help="Micrometres per level-0 pixel of slides that do not say it."),
+    ] = None,
+    padding: Annotated[
+        Padding,
+        typer.Option(
+            help="valid: windows inside the level. same: windows that cover it, with white beyond "
+            "its edge. same-reflect: with the level mirrored there."
+        ),
+    ] = Padding.VALID,
+    offset: Annotated[
+        str, typer.Option(metavar="X,Y", help="A window's corner, in pixels of the level.")
+    ] = "0,0",
     batch_size: Annotated[int, typer.Option(help="Windows per call of the model.")] = 32,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:N, or several: cuda:0,cuda:1.")
@@ -80,6 +123,23 @@ def heatmap(
             "damage in this colour.",
         ),
     ] = "nan",
+    tissue: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|FILE",
+            help="Only windows on tissue: found on each slide, or what is not black in a PNG or "
+            "TIFF, or the outlines in a GeoJSON.",
+        ),
+    ] = "none",
+    tissue_fraction: Annotated[
+        float, typer.Option(help="Share of a window that must be on the tissue, and in the ROI.")
+    ] = 0.05,
+    roi: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Only windows in these outlines: GeoJSON in level-0 pixels."
+        ),
+    ] = None,
     transform: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +151,14 @@ def heatmap(
         int | None, typer.Option(help="Decoding processes.", show_default="one per core")
     ] = None,
     memory: Annotated[str, typer.Option(help="Budget for pixels, batches and outputs.")] = "2GiB",
+    reads_per_second: Annotated[
+        float | None,
+        typer.Option(help="Tiles read and decoded per second at most.", show_default="no limit"),
+    ] = None,
+    nice: Annotated[
+        int | None,
+        typer.Option(help="Added to the decoding processes' niceness.", show_default="0"),
+    ] = None,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Begin existing outputs anew instead of completing them."),
@@ -104,10 +172,26 @@ def heatmap(
     and the others finish.
     """
     with errors_as_sentences(debug):
-        limits = Limits(workers=workers, memory=memory)
+        limits = Limits(
+            workers=workers, memory=memory, reads_per_second=reads_per_second, nice=nice
+        )
         pipeline = _pipeline(
             source=_source(invalid),
-            sampler=_sampler(kernel_size, stride, level),
+            sampler=masked(
+                _sampler(
+                    kernel_size,
+                    stride,
+                    padding,
+                    level=level,
+                    mpp=mpp,
+                    power=power,
+                    assume_mpp=assume_mpp,
+                    offset=_offset(offset),
+                ),
+                tissue,
+                tissue_fraction,
+                roi,
+            ),
             processor=_processor(
                 transform,
                 model=model,
@@ -120,7 +204,8 @@ def heatmap(
             ),
             sink=_sink(sink, out),
         )
-        report = run_reported(pipeline, slides, limits, overwrite, as_json)
+        refs = [listed.ref for listed in find_slides(slides, pipeline.source.accepts)]
+        report = run_reported(pipeline, refs, limits, overwrite, as_json)
         for outcome in report.failures:
             if debug and outcome.cause is not None:
                 _print_cause(outcome.cause)
@@ -133,10 +218,24 @@ def _pipeline(**stages: Any) -> Pipeline[Any]:
     return Pipeline(**stages)
 
 
-def _sampler(kernel_size: int, stride: int | None, level: int) -> Sampler:
+def _sampler(kernel_size: int, stride: int | None, padding: Padding, **settings: Any) -> Sampler:
     from streamwsi.samplers.sliding_window import SlidingWindow
 
-    return SlidingWindow(kernel_size=kernel_size, stride=stride, level=level)
+    return SlidingWindow(
+        kernel_size=kernel_size,
+        stride=stride,
+        padding="valid" if padding is Padding.VALID else "same",
+        pad="reflect" if padding is Padding.SAME_REFLECT else "white",
+        **settings,
+    )
+
+
+def _offset(text: str) -> tuple[int, int]:
+    try:
+        x, y = map(int, text.split(","))
+    except ValueError:
+        raise ConfigError(f"--offset {text!r} is not X,Y, such as 16,0") from None
+    return x, y
 
 
 def _processor(transform: str | None, **settings: Any) -> Processor[Any]:
@@ -192,7 +291,7 @@ def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def run_reported(
     pipeline: Pipeline[Any],
-    slides: list[Path],
+    slides: Sequence[Path | SlideRef],
     limits: Limits,
     overwrite: bool,
     as_json: bool,
@@ -245,6 +344,7 @@ def _print_report(report: RunReport, as_json: bool) -> None:
 
 def _line(outcome: SlideOutcome) -> str:
     facts = [f"{outcome.pieces:,} windows in {outcome.seconds:.1f} s"]
+    facts += _resampling(outcome)
     if outcome.resumed_at:
         facts = [f"{outcome.resumed_at:,} windows were there already", *facts]
     if outcome.damaged_tiles:
@@ -253,7 +353,19 @@ def _line(outcome: SlideOutcome) -> str:
         facts.append(f"{outcome.invalid:,} windows are NaN for it")
     if outcome.distinct_tiles:
         facts.append(f"each tile decoded {outcome.amplification:.2f} times")
+    if outcome.tiles_saved:
+        facts.append(f"{outcome.tiles_saved:,} tiles outside the mask were not decoded")
     return f"{outcome.uri} -> {', '.join(outcome.outputs)} ({'; '.join(facts)})"
+
+
+def _resampling(outcome: SlideOutcome) -> list[str]:
+    """What was read in place of the pixel size that was asked for."""
+    resolution = outcome.resolution
+    if resolution is None or "tolerance" not in resolution:
+        return []
+    x, y = resolution["factor"]
+    by = "as it is" if x == y == 1 else f"resampled by {x:.4g}" + (f"×{y:.4g}" if x != y else "")
+    return [f"level {resolution['level']} {by} (tolerance {resolution['tolerance']:.2g})"]
 
 
 def _print_cause(cause: BaseException) -> None:

@@ -1,5 +1,27 @@
 """Samplers: they decide which windows a slide gives, and cut them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..exports import loaded_on_use
+from .random_patches import RandomPatches
 from .sliding_window import SlidingWindow
 
-__all__ = ["SlidingWindow"]
+if TYPE_CHECKING:
+    from .mask_files import FileMask
+    from .masked import Masked
+    from .masks import ArrayMask
+    from .tissue_mask import TissueMask
+
+__all__ = ["ArrayMask", "FileMask", "Masked", "RandomPatches", "SlidingWindow", "TissueMask"]
+
+__getattr__ = loaded_on_use(
+    __name__,
+    {
+        "ArrayMask": "masks",
+        "FileMask": "mask_files",
+        "Masked": "masked",
+        "TissueMask": "tissue_mask",
+    },
+)

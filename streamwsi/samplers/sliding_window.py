@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from ..chunks import BigChunk, Damage, Placement, Plan, Region, SmallChunks
-from ..errors import ConfigError, ContractBroken
-from ..geometry import Box, Grid, Run, Size
-from ..slides import PyramidLevel, Slide
+from ..chunks import BigChunk, Placement, Plan, Region, SmallChunks
+from ..errors import ConfigError
+from ..geometry import Grid, Run, Size, tiled_extent
+from ..resolutions import asked, assuming, chosen_level
+from ..slides import Level, Microns, Power, PyramidLevel, Resolution, Slide
+from .windows import windows_of
 
 __all__ = ["GridPlan", "SlidingWindow", "windows_of"]
 
@@ -20,11 +22,20 @@ _REGION_PIXELS = 4 * 2**20
 """New pixels per region: enough that handing a region on costs nothing beside decoding it."""
 
 _PANEL_BYTES = 768 * 2**20
-"""Bytes of a region at most, before the level is walked in panels.
+"""Bytes of a region's tiles at most, before the level is walked in panels: what the default
+limits leave to each of two slides.
 
 Part of the plan, not of the limits: it decides the windows' order, and the same pipeline must
 write the same bytes whatever the limits. Large panels keep the tiles at their seams, which are
-decoded once per panel, below 5 % even for a kernel of 4096 on a level 100 000 pixels wide.
+decoded once per panel, below 5 % even for a kernel of 4096 on a level 100 000 pixels wide
+(tiles up to 512; below 12 % for tiles of 2048).
+"""
+
+_PANEL_WIDTH = 16384
+_SEAMS = 25
+"""A level wider than both this many pixels and this many times what two panels share is walked in
+panels, so that the memory for pixels does not grow with the slide: at the seams 4 % of the tiles
+are decoded twice, or less.
 """
 
 
@@ -83,22 +94,82 @@ class SlidingWindow:
         kernel_size: a window's size in pixels of the level: an int for squares, or
             ``(width, height)``.
         stride: the distance between windows, likewise; the kernel size where None.
-        level: index of the pyramid level.
+        level: what to read: the index of a pyramid level, or `Microns`, `Power`, or a function
+            that is called with each `Slide` and returns one of these. 0 where it, `mpp` and
+            `power` are None; only one of the three may be given.
+        mpp: size of the windows' pixels in micrometres.
+        power: their magnification. For both, the nearest level that is at least as fine is
+            read and resampled (`streamwsi.resampling`).
+        tolerance: a level that is this close to `mpp` or `power`, relative, is taken as it is.
+        assume_mpp: micrometres of a level-0 pixel of slides that do not say it.
+        padding: ``"valid"``: windows lie inside the level. ``"same"``: there are
+            ``ceil(size / stride)`` per axis, and those at the edge reach beyond it.
+        pad: what they see there: ``"white"``, or ``"reflect"``: the level, mirrored.
+        offset: x and y of a window's corner, from which the others lie multiples of the stride
+            away: to the right and below, and with padding in all directions, so that the whole
+            level stays covered.
 
     Raises:
-        ConfigError: a size is below 1; or, when planning, beyond the level.
+        ConfigError: a size is below 1, or resolutions exclude each other; or, when planning, the
+            windows are beyond the level, or the slide cannot have the resolution.
     """
 
     kernel_size: int | tuple[int, int] = 256
     stride: int | tuple[int, int] | None = None
-    level: int = 0
+    level: Resolution | None = None
+    mpp: float | None = None
+    power: float | None = None
+    tolerance: float = 0.02
+    assume_mpp: float | None = None
+    padding: Literal["valid", "same"] = "valid"
+    pad: Literal["white", "reflect"] = "white"
+    offset: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         for name, size in (("kernel size", self.kernel), ("stride", self.step)):
             if min(size) < 1:
                 raise ConfigError(f"{name} {size} must be at least 1 in both axes")
-        if self.level < 0:
-            raise ConfigError(f"level {self.level} must be 0 (the finest) or more")
+        if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < 0.5:
+            raise ConfigError(
+                f"the tolerance of a resolution must be from 0 to below 0.5, not {self.tolerance}"
+            )
+        if self.assume_mpp is not None and not 0 < self.assume_mpp < float("inf"):
+            raise ConfigError(f"assume_mpp must be positive, not {self.assume_mpp}")
+        _ = self.resolution
+        self._check_padding()
+
+    def _check_padding(self) -> None:
+        for name, value, known in (
+            ("padding", self.padding, ("valid", "same")),
+            ("pad", self.pad, ("white", "reflect")),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name} must be {' or '.join(known)}, not {value!r}")
+        object.__setattr__(self, "offset", tuple(Size.of(self.offset)))
+        if self.padding == "valid" and min(self.offset) < 0:
+            raise ConfigError(
+                f"windows at the offset {self.offset} lie outside the level; with padding same "
+                "they may"
+            )
+
+    @property
+    def resolution(self) -> Resolution:
+        """The one of level, mpp and power that was given; level 0 where none was.
+
+        Raises:
+            ConfigError: several were given, or one that cannot be.
+        """
+        given: list[Resolution] = [] if self.level is None else [self.level]
+        given += [] if self.mpp is None else [Microns(self.mpp)]
+        given += [] if self.power is None else [Power(self.power)]
+        if len(given) > 1:
+            raise ConfigError("level, mpp and power exclude each other; give one of them")
+        one = given[0] if given else 0
+        if not isinstance(one, int | Level | Microns | Power) and not callable(one):
+            raise ConfigError(
+                f"level {one!r} must be an index, Microns(…), Power(…) or a function of the slide"
+            )
+        return Level(one) if isinstance(one, int) else one
 
     @property
     def kernel(self) -> Size:
@@ -115,24 +186,65 @@ class SlidingWindow:
 
         Raises:
             LevelNotFound: the slide lacks the level.
-            ConfigError: the kernel or the stride is beyond the level.
+            ConfigError: the kernel or the stride is beyond the level, or the slide cannot have
+                the resolution.
+            SlideError: the function that chooses the level failed.
         """
-        level = slide.level(self.level)
+        slide = assuming(slide, self.assume_mpp)
+        resolution = asked(slide, self.resolution)
+        level = chosen_level(slide, resolution, self.tolerance)
         try:
-            grid = Grid(level.size, self.kernel, self.step)
+            grid = self._grid(level.size)
         except ConfigError as error:
-            raise ConfigError(f"{slide.ref.uri}, level {self.level}: {error}") from error
-        pixel = slide.channels * np.dtype(slide.dtype).itemsize
-        grid = Grid(level.size, self.kernel, self.step, _panel(grid, level, pixel))
-        advance = max(level.tile.height, _REGION_PIXELS // _tiled_width(grid, level))
-        rows = max(1, min(grid.rows, advance // self.step.height))
+            raise ConfigError(f"{slide.ref.uri}, level {level.index}: {error}") from error
+        # What regions cost is read from the source.
+        read = level.factor[0] * level.factor[1]
+        pixel = math.ceil(slide.channels * np.dtype(slide.dtype).itemsize * read)
+        grid = replace(grid, panel=_panel(grid, level, pixel))
+        rows = _rows(grid, level, pixel, math.ceil(_REGION_PIXELS / read))
         config = {
             "type": "sliding-window",
             "kernel_size": list(self.kernel),
             "stride": list(self.step),
-            "level": self.level,
+            "level": level.index,
+            **self._padding_config,
+            **self._resolution_config(resolution, level),
         }
         return GridPlan(slide, level, grid, rows, config)
+
+    def _grid(self, size: Size) -> Grid:
+        if self.padding == "same":
+            return Grid.covering(size, self.kernel, self.step, self.offset, self.pad)
+        return Grid(size, self.kernel, self.step, 0, self.offset)
+
+    @property
+    def _padding_config(self) -> Mapping[str, Any]:
+        """What identifies the padding; nothing where there is none."""
+        config: dict[str, Any] = {}
+        if self.padding == "same":
+            config = {"padding": "same", "pad": self.pad}
+        if any(self.offset):
+            config["offset"] = [*self.offset]
+        return config
+
+    def _resolution_config(
+        self, resolution: Level | Microns | Power, level: PyramidLevel
+    ) -> Mapping[str, Any]:
+        """What identifies the level besides its index."""
+        config: dict[str, Any] = {}
+        if not isinstance(resolution, Level):
+            asked_for = (
+                ("mpp", resolution.mpp)
+                if isinstance(resolution, Microns)
+                else (
+                    "power",
+                    resolution.power,
+                )
+            )
+            config = dict((asked_for,), tolerance=self.tolerance, factor=[*level.factor])
+        if self.assume_mpp is not None:
+            config["assume_mpp"] = self.assume_mpp
+        return config
 
     async def smallchunks(
         self, plan: Plan, bigchunks: AsyncIterator[BigChunk]
@@ -143,55 +255,33 @@ class SlidingWindow:
                 yield windows
 
 
-def _tiled_width(grid: Grid, level: PyramidLevel) -> int:
-    return grid.cover(0, 0, 1, grid.panel).snapped(level.tile, level.size).width
-
-
 def _panel(grid: Grid, level: PyramidLevel, pixel: int) -> int:
-    """Columns of windows per panel, so that a region stays below `_PANEL_BYTES`."""
-    tile, stride = level.tile, grid.stride
-    if tile.width >= level.size.width:
-        return grid.columns  # strips are read whole: panels would decode them again
-    # A row of windows touches at most this many rows of pixels, at any place.
-    rows = min(level.size.height, grid.kernel.height + 2 * tile.height)
-    most = max(_PANEL_BYTES // (rows * pixel) - 2 * tile.width, grid.kernel.width)
-    fit = max(1, (most - grid.kernel.width) // stride.width + 1)
-    panels = -(-grid.columns // fit)
-    return -(-grid.columns // panels)
+    """Columns of windows per panel, so that the tiles of a row of windows fit `_PANEL_BYTES`."""
+    tile, stride = level.tile.width, grid.stride.width
+    rows = tiled_extent(grid.kernel.height, level.tile.height, level.size.height)
+    seam = tiled_extent(max(1, grid.kernel.width - stride), tile, level.size.width)
+    width = min(
+        _PANEL_BYTES // (rows * pixel), max(int(_PANEL_WIDTH / level.factor[0]), _SEAMS * seam)
+    )
+    # Strips are read whole: panels would decode them again.
+    if level.size.width <= max(width, tile):
+        return grid.columns
+    # The widest box whose tiles fit, at any place; but a panel moves on by a tile at least.
+    box = (width // tile - 1) * tile + 1
+    most = max((box - grid.kernel.width) // stride + 1, -(-tile // stride))
+    even = -(-grid.columns // -(-grid.columns // most))
+    # Panels that begin at a tile's edge share one column of tiles less.
+    aligned = -(-(-(-even * stride // tile) * tile) // stride)
+    return min(aligned, most, grid.columns)
 
 
-def windows_of(plan: Plan, chunk: BigChunk) -> Iterator[SmallChunks]:
-    """The windows of a region as strided views of its pixels, a run of cells at a time.
-
-    Raises:
-        ContractBroken: the plan has no grid.
-    """
-    grid, region = plan.grid, chunk.region
-    if grid is None:
-        raise ContractBroken("windows can be cut from plans with a grid only")
-    sy, sx, sc = chunk.pixels.strides
-    kernel = grid.kernel
-    for run in plan.runs(region.first, region.first + region.count):
-        first = grid.box(run.row, run.column)
-        view = np.lib.stride_tricks.as_strided(
-            chunk.pixels[first.y - region.box.y :, first.x - region.box.x :],
-            (run.count, kernel.height, kernel.width, chunk.pixels.shape[2]),
-            (grid.stride.width * sx, sy, sx, sc),
-            writeable=False,
-        )
-        valid = _valid(first, grid.stride.width, run.count, chunk.damage)
-        yield SmallChunks(run.first, view, valid, chunk)
-
-
-def _valid(
-    first: Box, stride: int, count: int, damage: tuple[Damage, ...]
-) -> npt.NDArray[np.bool_]:
-    """Which of `count` windows in a row from `first` on touch no damaged pixel."""
-    valid = np.ones(count, np.bool_)
-    for box in (d.box for d in damage):
-        if box.y < first.bottom and first.y < box.bottom:
-            # Window i spans [x + i·stride, right + i·stride).
-            begin = max(0, (box.x - first.right) // stride + 1)
-            end = max(0, -(-(box.right - first.x) // stride))
-            valid[begin:end] = False
-    return valid
+def _rows(grid: Grid, level: PyramidLevel, pixel: int, new_pixels: int) -> int:
+    """Rows of windows per region."""
+    tile, size, stride, kernel = level.tile, level.size, grid.stride.height, grid.kernel.height
+    if stride >= tiled_extent(kernel, tile.height, size.height):
+        return 1  # between the rows of windows lie tiles that nobody needs
+    panel = grid.cover(0, 0, 1, grid.panel)
+    advance = max(tile.height, new_pixels // panel.snapped(tile, size).width)
+    row_bytes = tiled_extent(panel.width, tile.width, size.width) * pixel
+    most = (_PANEL_BYTES // row_bytes // tile.height - 1) * tile.height + 1 - kernel + stride
+    return max(1, min(grid.rows, advance // stride, most // stride))

@@ -34,7 +34,7 @@ import numpy as np
 
 from ..chunks import Pieces, Plan
 from ..errors import CannotWrite, ConfigError, StageMismatch
-from ..heatmaps import Raster
+from ..heatmaps import Raster, left_out
 from ..slides import Mpp, PyramidLevel, SlideRef
 from ..stages import Recipe
 from .base import Output, ResumableWriter, claimed
@@ -80,7 +80,8 @@ class HeatmapZarr:
 
     def memory(self, plan: Plan) -> int:
         """See `streamwsi.stages.HoldsOutput`."""
-        return min(_OPEN_BYTES, plan.count * _WINDOW_BYTES)
+        count = plan.count if plan.grid is None else plan.grid.count
+        return min(_OPEN_BYTES, count * _WINDOW_BYTES)
 
     @asynccontextmanager
     async def open(
@@ -246,6 +247,7 @@ class _Writer(ResumableWriter):
         for run in left_out(self._grid, plan.runs(0, plan.count)):
             await valid.put(run, np.full((run.count, 1, 1, 1), _LEFT_OUT, np.uint8))
         await valid.store()
+        valid.keeps_stored = True
 
     async def _reopen(self, image: Raster, valid: Raster) -> list[Front]:
         arrays = _zarr_arrays()
@@ -258,6 +260,7 @@ class _Writer(ResumableWriter):
                 f"{self._group.path} was begun with other values than {image.channels} × "
                 f"{image.window} per window; --overwrite starts afresh"
             )
+        fronts[1].keeps_stored = self._group.plan.count < self._grid.count
         if self.resume_at > 0:
             for run in self._group.plan.runs(self.resume_at, self.resume_at + 1):
                 for front in fronts:

@@ -243,6 +243,7 @@ class _Writer(ResumableWriter):
             corners[0, at] = run.row
             corners[1, at] = np.arange(run.column, run.column + run.count)
         corners *= np.array([[grid.stride.height], [grid.stride.width]])
+        corners += np.array([[grid.origin[1]], [grid.origin[0]]])
         return corners
 
     async def _drain(self) -> None:

@@ -60,6 +60,11 @@ class DurableStore(LocalStore):
         replace_file(path, value.to_bytes(), temporary)
         self._changed.add(path.parent)
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        # zarr's own writes a file of another name first, which would stay where a run is killed.
+        if not (self.root / key).exists():
+            await self.set(key, value)
+
     async def delete(self, key: str) -> None:
         await self._call(self.delete_sync, key)
 
@@ -97,6 +102,10 @@ class Front:
     """An array's open block: what has begun to arrive and is not whole.
 
     Windows must come in the order of the raster's grid.
+
+    Attributes:
+        keeps_stored: whether a block that is opened begins with what is stored of it, rather
+            than empty.
     """
 
     def __init__(self, array: AsyncArray[Any], raster: Raster) -> None:
@@ -104,6 +113,7 @@ class Front:
         self._raster = raster
         self._block = Block(0, 0, 0, 0)
         self._cells = self._empty(self._block)
+        self.keeps_stored = False
 
     def _empty(self, block: Block) -> npt.NDArray[Any]:
         rows, columns = self._raster.cells(block)
@@ -116,7 +126,10 @@ class Front:
 
     async def restore(self, run: Run) -> None:
         """Open the block of `run` with what is stored of it."""
-        self._block = self._raster.block(run.row, run.column)
+        await self._restore(self._raster.block(run.row, run.column))
+
+    async def _restore(self, block: Block) -> None:
+        self._block = block
         async with _decoding(self._array):
             stored = np.array(await self._array.getitem(self._selection()))
         self._cells = stored.reshape(self._empty(self._block).shape)
@@ -127,8 +140,11 @@ class Front:
         while column < end:
             if not self._block.holds(run.row, column):
                 await self.store()
-                self._block = self._raster.block(run.row, column)
-                self._cells = self._empty(self._block)
+                block = self._raster.block(run.row, column)
+                if self.keeps_stored:
+                    await self._restore(block)
+                else:
+                    self._block, self._cells = block, self._empty(block)
             n = min(end, self._block.column + self._block.columns) - column
             part, values = values[:n], values[n:]
             if part.nbytes <= _QUICK_BYTES:

@@ -58,14 +58,25 @@ class ScrollReader:
 @asynccontextmanager
 async def scroll_reader(slide: Slide, fill: Fill, workers: Workers) -> AsyncIterator[ScrollReader]:
     """A reader whose jobs end with the context, and whose memory is given back after that."""
+
+    async def paced(level: PyramidLevel, box: Box, ref: ArrayRef) -> tuple[Damage, ...]:
+        columns = -(-box.width // level.tile.width)
+        await workers.pace.take(columns * -(-box.height // level.tile.height))
+        return await fill(level, box, ref)
+
+    error: Exception | None = None
     with ExitStack() as blocks:
         async with anyio.create_task_group() as tasks:
-            reader = ScrollReader(slide, fill, workers, tasks)
+            reader = ScrollReader(slide, paced, workers, tasks)
             blocks.enter_context(reader.blocks)
             try:
                 yield reader
+            except Exception as raised:
+                error = raised  # else it would come out wrapped in a group
             finally:
                 tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
 
 
 @dataclass(frozen=True, slots=True)

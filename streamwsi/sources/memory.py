@@ -47,6 +47,8 @@ class MemorySource:
         if ref.id not in self.slides:
             raise CannotOpen(f"{ref.uri}: there is no array for the slide id {ref.id!r}")
         arrays = self.slides[ref.id]
+        if not arrays:
+            raise CannotOpen(f"{ref.uri}: the slide id {ref.id!r} has no level")
         for array in arrays:
             if array.ndim != 3:
                 raise CannotOpen(f"{ref.uri}: shape {array.shape} is not (height, width, channels)")

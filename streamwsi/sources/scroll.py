@@ -9,6 +9,10 @@ anew: that copy is all that overlapping costs, and no tile is decoded twice with
 A region that does not continue the sheet (the next panel, a leap over a gap) begins a new one
 behind it, or at the block's start, with a new turn, where no room is left.
 
+A region may say which of its pixels are wanted: tiles without any are left out, and their
+place in the sheet holds whatever was there. A later region may want them, in rows that were
+passed already; so the sheet remembers for each row of tiles which were started.
+
 Rows are written again only when every chunk of an earlier turn that shows them was released.
 Reading ahead goes as far as there are free rows; regions are handed out in order.
 
@@ -36,6 +40,8 @@ from ..geometry import Box, tiled_extent
 from ..slides import PyramidLevel, Slide
 from ..stages import ReadTally
 
+Mask = npt.NDArray[np.bool_]
+
 __all__ = ["Fill", "Scroll", "sheet_bytes"]
 
 Fill = Callable[[PyramidLevel, Box, ArrayRef], Awaitable[tuple[Damage, ...]]]
@@ -43,8 +49,8 @@ Fill = Callable[[PyramidLevel, Box, ArrayRef], Awaitable[tuple[Damage, ...]]]
 _JOB_PIXELS = 64 * 256 * 256
 """Pixels of one decoding job: some 10 ms of JPEG, against 0.2 ms for sending the job."""
 
-_ROOM = 64 * 2**20
-_ROOM_IN_REGIONS = 4
+_ROOM = 96 * 2**20
+_ROOM_IN_REGIONS = 3
 """Bytes of the block that are used if it has them: the larger of the two. Decoding can run
 ahead in that, and the rows that are moved stay below a third of those decoded; using more
 would only take more pages of memory.
@@ -77,8 +83,10 @@ class _Sheet:
         pitch: bytes per row.
         begin: where in the block the sheet's first row lies, in bytes.
         top: the level's row in the sheet's first row.
-        filled: first row of the level that no job was started for.
+        filled: first row of the level that no region has reached.
         damage: known so far in the sheet's rows.
+        started: for rows of tiles, by their number in the level, which of the panel's tiles
+            have jobs.
     """
 
     level: PyramidLevel
@@ -88,6 +96,7 @@ class _Sheet:
     top: int
     filled: int
     damage: list[Damage] = field(default_factory=list)
+    started: dict[int, Mask] = field(default_factory=dict)
 
     def at(self, y: int) -> int:
         """Where in the block a row of the level lies, in bytes."""
@@ -244,6 +253,8 @@ class Scroll:
             await anyio.to_thread.run_sync(np.copyto, flat[:count], flat[begin : begin + count])
         sheet.begin, sheet.top = 0, top
         sheet.damage = [d for d in sheet.damage if d.box.bottom > top]
+        first = top // sheet.level.tile.height
+        sheet.started = {row: tiles for row, tiles in sheet.started.items() if row >= first}
 
     async def _free(self, begin: int, end: int) -> None:
         """Wait until no region of an earlier turn lies in these bytes of the block."""
@@ -273,12 +284,12 @@ class Scroll:
     async def _start_jobs(self, sheet: _Sheet, lease: _Lease, box: Box) -> None:
         # One more than there are jobs, so that the first to end does not make the lease ready.
         lease.jobs = 1
-        todo = Box.between(box.x, max(sheet.filled, box.y), box.right, box.bottom)
-        for part in jobs(sheet.level, todo):
-            await self._free(sheet.at(part.y), sheet.at(part.bottom))
-            lease.jobs += 1
-            self._tasks.start_soon(self._job, sheet, lease, part, self._ref(sheet, part))
-            sheet.filled = max(sheet.filled, part.bottom)
+        for todo in _to_start(sheet, lease.region, box):
+            for part in jobs(sheet.level, todo):
+                await self._free(sheet.at(part.y), sheet.at(part.bottom))
+                lease.jobs += 1
+                self._tasks.start_soon(self._job, sheet, lease, part, self._ref(sheet, part))
+        sheet.filled = max(sheet.filled, box.bottom)
         lease.end_job()
 
     async def _job(self, sheet: _Sheet, lease: _Lease, box: Box, ref: ArrayRef) -> None:
@@ -311,6 +322,51 @@ class Scroll:
         self._tally.tiles_decoded += part.size
         self._tally.distinct_tiles += part.size - int(np.count_nonzero(part))
         part[...] = True
+
+
+def _to_start(sheet: _Sheet, region: Region, box: Box) -> Iterator[Box]:
+    """The tiles that a region wants and no job was started for, as boxes, from the top down.
+
+    They count as started once this is called, for the caller starts them all.
+    """
+    tile, panel = sheet.level.tile, sheet.panel
+    columns = -(-panel.width // tile.width)
+    rows = range(box.y // tile.height, -(-box.bottom // tile.height))
+    todo: Mask = np.full((len(rows), columns), region.wanted is None)
+    for wanted in region.wanted or ():
+        part = wanted.intersection(box)
+        if not part.empty:
+            todo[
+                part.y // tile.height - rows.start : -(-part.bottom // tile.height) - rows.start,
+                (part.x - panel.x) // tile.width : -(-(part.right - panel.x) // tile.width),
+            ] = True
+    for row, tiles in zip(rows, todo, strict=True):
+        started = sheet.started.setdefault(row, np.zeros(columns, np.bool_))
+        tiles &= ~started
+        started |= tiles
+    for top, height, first, count in _rectangles(todo):
+        yield Box(
+            panel.x + first * tile.width,
+            (rows.start + top) * tile.height,
+            count * tile.width,
+            height * tile.height,
+        ).intersection(box)
+
+
+def _rectangles(cells: Mask) -> Iterator[tuple[int, int, int, int]]:
+    """True cells as rectangles ``(row, rows, column, columns)``, sorted by row.
+
+    Rows that are alike are cut into the same rectangles together.
+    """
+    top = 0
+    while top < len(cells):
+        height = 1
+        while top + height < len(cells) and np.array_equal(cells[top], cells[top + height]):
+            height += 1
+        edges = np.flatnonzero(np.diff(cells[top].astype(np.int8), prepend=0, append=0))
+        for first, behind in edges.reshape(-1, 2).tolist():
+            yield top, height, first, behind - first
+        top += height
 
 
 def jobs(level: PyramidLevel, box: Box) -> Iterator[Box]:

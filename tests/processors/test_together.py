@@ -223,7 +223,7 @@ class EndsEarly:
 
     async def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[Any], None]:
         async for batch in batches:
-            yield Pieces(batch.places, means(batch)[:, 0], batch.valid)  # type: ignore[arg-type]
+            yield Pieces(batch.places, means(batch)[:, 0], batch.valid)
             return
 
 

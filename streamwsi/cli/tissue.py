@@ -1,0 +1,78 @@
+"""``streamwsi tissue``: what ``--tissue auto`` finds on a slide, to be looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamwsi.errors import CannotWrite
+from streamwsi.limits import Limits
+from streamwsi.slides import SlideRef
+
+from .terminal import Debug, errors_as_sentences, run_interruptible
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["tissue"]
+
+_MEMORY = "1GiB"
+_GLASS = (0, 70, 110)
+_EDGE = (255, 0, 0)
+
+
+def tissue(
+    slide: Annotated[Path, typer.Argument(metavar="SLIDE", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The picture, a PNG file.", show_default=False)],
+    mask_only: Annotated[
+        bool,
+        typer.Option(
+            "--mask-only",
+            help="Write the mask itself, white on black, to edit it and use it again.",
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Find the tissue on a slide and show it: glass is tinted, and tissue has a red edge."""
+    with errors_as_sentences(debug):
+        from streamwsi.pictures import write_png
+        from streamwsi.tissue import require_skimage
+
+        require_skimage()
+        picture, found = run_interruptible(lambda: _found(slide))
+        shown = found.astype("uint8") * 255 if mask_only else _over(picture, found)
+        try:
+            write_png(out, shown)
+        except OSError as error:
+            raise CannotWrite(f"{out} cannot be written: {error.strerror}") from error
+        print(f"{out}: {found.mean():.1%} of {slide} is tissue")
+
+
+async def _found(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    from streamwsi.samplers.tissue_mask import find_tissue
+    from streamwsi.workers import open_workers
+
+    from .opening import any_source
+
+    limits = Limits(memory=_MEMORY)
+    async with (
+        open_workers(limits) as workers,
+        any_source().open(SlideRef.of(path), workers) as reader,
+    ):
+        picture, found, _ = await find_tissue(reader, limits.memory_bytes)
+    return picture, found
+
+
+def _over(picture: npt.NDArray[np.uint8], found: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    import numpy as np
+
+    shown = picture.copy()
+    shown[~found] = np.rint(picture[~found] * 0.55 + np.array(_GLASS) * 0.45)
+    edge = np.zeros_like(found)
+    edge[1:] |= found[1:] != found[:-1]
+    edge[:, 1:] |= found[:, 1:] != found[:, :-1]
+    shown[edge] = _EDGE
+    return shown

@@ -1,0 +1,79 @@
+"""Imports inside the package go one way, those for type checking included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "streamwsi"
+# Each of these may import those before it.
+ENGINE = ["exports", "errors", "geometry", "limits", "slides", "manifests", "resolutions"]
+ENGINE += [
+    "chunks",
+    "resampling",
+    "blocks",
+    "worker_child",
+    "paces",
+    "workers",
+    "stages",
+    "reports",
+]
+ENGINE += [
+    "links",
+    "batches",
+    "budgets",
+    "resampled_readers",
+    "lanes",
+    "plugins",
+    "pipelines",
+    "runs",
+]
+ENGINE += ["mixing", "slots", "streams", "torch_dataset"]
+VALUES, FRAME = ENGINE[: ENGINE.index("blocks")], ENGINE[: ENGINE.index("links")]
+FORMATS = ["pdmcsv", "heatmaps", "tissue"]
+STAGES = ["sources", "samplers", "processors", "sinks"]
+MAY_IMPORT = {
+    **{name: ENGINE[:i] for i, name in enumerate(ENGINE)},
+    **dict.fromkeys([*FORMATS, "pictures"], VALUES),
+    **dict.fromkeys(STAGES, FRAME + FORMATS),
+    "thumbnails": FRAME,
+    "testing": ENGINE + FORMATS + STAGES,
+    "cli": ENGINE + FORMATS + STAGES + ["pictures", "thumbnails", "testing"],
+    "__init__": ENGINE,
+    "__main__": ["cli"],
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules and packages directly under streamwsi that a file imports."""
+    package = ("streamwsi", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = [*base, *(node.module or "").split(".")] if node.module else [*base]
+            targets = [[*module, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        yield from (target[1] for target in targets if target[0] == "streamwsi" and target[1:])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = path.relative_to(ROOT).with_suffix("").parts[0]
+    assert own in MAY_IMPORT, f"{own} has no place among the layers: give it one"
+    assert {*imports(path)} <= {own, *MAY_IMPORT[own]}
+
+
+def test_the_imports_are_seen() -> None:
+    """All ways to write them."""
+    assert {"errors", "geometry", "slides"} <= {*imports(ROOT / "chunks.py")}
+    assert "pipelines" in {*imports(ROOT / "__init__.py")}  # under TYPE_CHECKING
+    assert "worker_child" in {*imports(ROOT / "workers.py")}  # from . import
+    assert "scroll" not in {*imports(ROOT / "sources" / "base.py")}  # its own package
+    assert "sources" in {*imports(ROOT / "sources" / "base.py")}

@@ -1,0 +1,394 @@
+"""The kits pass stages that keep the rules, and fail those that break one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+import tifffile
+
+from streamwsi.chunks import Batch, BigChunk, Pieces, Plan, Receipt, SmallChunks
+from streamwsi.geometry import Box, Size
+from streamwsi.processors import TorchModule
+from streamwsi.samplers import SlidingWindow
+from streamwsi.samplers.sliding_window import windows_of
+from streamwsi.sinks import HeatmapZarr, Pdmcsv
+from streamwsi.slides import Pyramid, PyramidLevel, Slide, SlideRef
+from streamwsi.sources import MemorySource, TiffSource
+from streamwsi.testing.conformance import (
+    ProcessorCase,
+    ProcessorConformance,
+    SamplerCase,
+    SamplerConformance,
+    SinkCase,
+    SinkConformance,
+    SourceCase,
+    SourceConformance,
+)
+from streamwsi.testing.faults import Checksums, Fault, ScriptedSource
+from streamwsi.testing.worker_faults import SeededSource, seeded_pixels, seeded_ref
+
+RNG = np.random.default_rng(3)
+LEVELS = (
+    RNG.integers(0, 200, (150, 110, 3), np.uint8),
+    RNG.integers(0, 200, (75, 55, 3), np.uint8),
+)
+REF = SlideRef("a", "memory:a")
+
+
+class TestMemorySource(SourceConformance):
+    @pytest.fixture
+    def case(self) -> SourceCase:
+        return SourceCase(MemorySource({"a": LEVELS}), REF, LEVELS)
+
+
+class TestScriptedSource(SourceConformance):
+    @pytest.fixture
+    def case(self) -> SourceCase:
+        return SourceCase(ScriptedSource({"a": LEVELS}, (16, 24), jitter=4), REF, LEVELS)
+
+
+class TestSeededSource(SourceConformance):
+    @pytest.fixture
+    def case(self) -> SourceCase:
+        ref = seeded_ref(1, 90, 120)
+        return SourceCase(SeededSource(), ref, (seeded_pixels(ref),))
+
+
+class TestTiffSource(SourceConformance):
+    @pytest.fixture
+    def case(self, tmp_path: Path) -> SourceCase:
+        with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+            for i, array in enumerate(LEVELS):
+                tiff.write(array, tile=(16, 32), photometric="rgb", subfiletype=int(i > 0))
+        return SourceCase(TiffSource(), SlideRef.of(tmp_path / "a.tif"), LEVELS)
+
+
+def sampled() -> tuple[Slide, Any]:
+    level = PyramidLevel(0, Size(110, 150), (1.0, 1.0), Size(16, 16))
+    return Slide(REF, Pyramid((level,)), "uint8", 3), LEVELS[0]
+
+
+class TestSlidingWindow(SamplerConformance):
+    @pytest.fixture(params=[SlidingWindow(20, 9), SlidingWindow((7, 30), (16, 31))])
+    def case(self, request: pytest.FixtureRequest) -> SamplerCase:
+        return SamplerCase(request.param, *sampled())
+
+
+WINDOWS = RNG.integers(0, 200, (30, 9, 7, 3), np.uint8)
+
+
+class TestChecksums(ProcessorConformance):
+    @pytest.fixture
+    def case(self) -> ProcessorCase:
+        return ProcessorCase(Checksums(8), WINDOWS)
+
+
+class TestTorchModule(ProcessorConformance):
+    @pytest.fixture
+    def case(self) -> ProcessorCase:
+        model = "streamwsi.processors.hematoxylin:Hematoxylin"
+        return ProcessorCase(TorchModule(model, batch_size=8), WINDOWS)
+
+
+class TestHeatmapZarr(SinkConformance):
+    @pytest.fixture
+    def case(self) -> SinkCase:
+        return SinkCase(lambda folder: HeatmapZarr(folder, chunk=4), vectors)
+
+
+class TestPdmcsv(SinkConformance):
+    @pytest.fixture
+    def case(self) -> SinkCase:
+        return SinkCase(Pdmcsv, vectors)
+
+
+def vectors(count: int) -> Any:
+    return np.arange(count * 2, dtype=np.float32).reshape(count, 2)
+
+
+async def broken_rules(kit: Any, case: Any, tmp_path: Path) -> set[str]:
+    """The tests of a kit that a case does not pass."""
+    failed = set()
+    for name, test in inspect.getmembers(kit(), callable):
+        if not name.startswith("test_"):
+            continue
+        wanted = inspect.signature(test).parameters
+        given: dict[str, Any] = {"case": case}
+        if "tmp_path" in wanted:
+            given["tmp_path"] = tmp_path / name
+            given["tmp_path"].mkdir()
+        if "turns" in wanted:
+            given["turns"] = 5
+        if "at" in wanted:
+            given["at"] = 0.5
+        try:
+            result = test(**given)
+            if isinstance(result, Coroutine):
+                await result
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | anyio.get_cancelled_exc_class()):
+                raise
+            failed.add(name.removeprefix("test_"))
+    return failed
+
+
+@dataclass(frozen=True)
+class Twisted:
+    """A source with one of several vices."""
+
+    vice: str
+
+    def accepts(self, ref: SlideRef) -> bool:
+        if self.vice == "raises" and ref.id != "a":
+            raise ValueError("what is that?")
+        return ref.id == "a"
+
+    @asynccontextmanager
+    async def open(self, ref: SlideRef, workers: Any) -> AsyncIterator[Any]:
+        faults = (Fault(Box(5, 5, 1, 1), "damage"),) if self.vice == "damage" else ()
+        plain = ScriptedSource({"a": LEVELS}, 16, faults)
+        if self.vice == "keeps":
+            workers.arena._free.pop()
+        async with plain.open(ref, workers) as reader:
+            if self.vice in ("order", "writable", "wrong", "drops"):
+                yield _TwistedReader(reader, self.vice)
+            else:
+                yield reader
+
+
+class _TwistedReader:
+    def __init__(self, reader: Any, vice: str) -> None:
+        self._reader, self._vice = reader, vice
+        self.slide, self.tally, self.needs = reader.slide, reader.tally, reader.needs
+
+    async def bigchunks(self, regions: Any, memory: int) -> AsyncGenerator[BigChunk, None]:
+        waiting: list[BigChunk] = []
+        async for chunk in self._reader.bigchunks(regions, memory):
+            if self._vice == "order":
+                waiting.insert(0, chunk)
+                if len(waiting) < 2:
+                    continue
+            elif self._vice == "writable":
+                waiting = [BigChunk(chunk.region, chunk.pixels.copy(), (), chunk.release)]
+            elif self._vice == "wrong":
+                waiting = [BigChunk(chunk.region, np.roll(chunk.pixels, 1, 1), (), chunk.release)]
+                waiting[0].pixels.flags.writeable = False
+            else:
+                waiting = [chunk] if chunk.region.index != 2 else []
+            while waiting:
+                yield waiting.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("vice", "rules"),
+    [
+        ("none", set()),
+        ("raises", {"it_accepts_its_slide_and_never_raises"}),
+        ("damage", {"pixels_are_those_of_the_reference", "pixels_stay_while_they_are_held"}),
+        ("order", {"pixels_are_those_of_the_reference"}),
+        ("writable", {"pixels_are_those_of_the_reference"}),
+        ("wrong", {"pixels_are_those_of_the_reference"}),
+        ("drops", {"pixels_are_those_of_the_reference"}),
+        ("keeps", {"leaving_early_leaves_nothing", "cancellation_is_not_swallowed"}),
+    ],
+)
+async def test_a_source_that_breaks_a_rule_is_found_out(
+    tmp_path: Path, vice: str, rules: set[str]
+) -> None:
+    case = SourceCase(Twisted(vice), REF, LEVELS, kinds=("threads",), timeout_s=1.0)
+    found = await broken_rules(SourceConformance, case, tmp_path)
+    assert rules <= found if rules else not found
+
+
+@dataclass(frozen=True)
+class TwistedSampler(SlidingWindow):
+    """A sampler with one of several vices."""
+
+    vice: str = "none"
+
+    def plan(self, slide: Slide) -> Any:
+        plan = SlidingWindow.plan(self, slide)
+        if self.vice == "config":
+            return replace(plan, config={"type": "twisted", "step": (1, 2)})
+        if self.vice == "chance":
+            return replace(plan, config={"type": "twisted", "n": int(RNG.integers(10**9))})
+        if self.vice == "beyond":
+            return replace(plan, grid=replace(plan.grid, size=Size(130, 150)))
+        return plan
+
+    async def smallchunks(
+        self, plan: Plan, bigchunks: AsyncIterator[BigChunk]
+    ) -> AsyncGenerator[SmallChunks, None]:
+        if self.vice == "scope":
+            async with anyio.create_task_group():
+                async for chunk in bigchunks:
+                    for some in windows_of(plan, chunk):
+                        yield some
+        async for chunk in bigchunks:
+            if self.vice == "keeps":
+                chunk.retain()
+            for some in windows_of(plan, chunk):
+                if self.vice == "blind":
+                    some.valid[:] = True
+                if self.vice == "short" and some.first + len(some) == plan.count:
+                    return
+                if self.vice == "flipped":
+                    some.pixels = some.pixels[:, ::-1]
+                yield some
+
+
+@pytest.mark.parametrize(
+    ("vice", "rules"),
+    [
+        ("none", set()),
+        ("config", {"the_config_is_json_and_names_the_type"}),
+        ("chance", {"the_same_slide_gives_the_same_plan"}),
+        ("beyond", {"windows_are_numbered_and_lie_on_the_level"}),
+        ("keeps", {"windows_come_whole_and_in_order"}),
+        ("blind", {"damage_is_told_of_the_windows_that_show_it"}),
+        ("scope", {"nothing_is_held_across_a_yield"}),
+        ("short", {"windows_come_whole_and_in_order", "windows_of_a_resumed_run"}),
+        ("flipped", {"windows_come_whole_and_in_order"}),
+    ],
+)
+async def test_a_sampler_that_breaks_a_rule_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vice: str, rules: set[str]
+) -> None:
+    monkeypatch.setattr("streamwsi.samplers.sliding_window._REGION_PIXELS", 1)
+    case = SamplerCase(TwistedSampler(20, 9, vice=vice), *sampled())
+    found = await broken_rules(SamplerConformance, case, tmp_path)
+    assert rules <= found if rules else not found
+
+
+@dataclass(frozen=True)
+class TwistedProcessor(Checksums):
+    """A processor with one of several vices."""
+
+    vice: str = "none"
+
+    @asynccontextmanager
+    async def open(self, workers: Any) -> AsyncIterator[Any]:
+        async with Checksums.open(self, workers) as running:
+            yield _TwistedRunning(running, self.vice)
+
+
+class _TwistedRunning:
+    def __init__(self, running: Any, vice: str) -> None:
+        self._running, self._vice, self.batch_size = running, vice, running.batch_size
+        self.config = {"seed": float("nan") if vice == "config" else 1}
+
+    async def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[Any], None]:
+        if self._vice == "late":
+            # Reads the pixels of a batch when the next one is there.
+            held: list[Batch] = []
+            async for batch in batches:
+                held.append(batch)
+            for batch in held:
+                yield Pieces(batch.places, batch.pixels.mean((1, 2, 3)).tolist(), batch.valid)
+        elif self._vice == "keeps":
+            async for batch in batches:
+                batch.keep()
+                yield Pieces(batch.places, [0] * len(batch), batch.valid)
+        elif self._vice == "swallows":
+            try:
+                async for batch in batches:
+                    yield Pieces(batch.places, [0] * len(batch), batch.valid)
+            except Exception:
+                return
+        elif self._vice == "valid":
+            async for batch in batches:
+                yield Pieces(batch.places, [0] * len(batch), np.ones_like(batch.valid))
+        else:
+            async for some in self._running.pieces(batches):
+                if not (self._vice == "drops" and some.places.start == 8):
+                    yield some
+
+
+@pytest.mark.parametrize(
+    ("vice", "rules"),
+    [
+        ("none", set()),
+        ("config", {"it_says_what_identifies_its_results"}),
+        ("late", {"the_same_windows_give_the_same_values"}),
+        ("keeps", {"a_batch_gives_its_pieces_in_order"}),
+        ("swallows", {"a_failure_before_it_is_not_the_end"}),
+        ("valid", {"a_batch_gives_its_pieces_in_order"}),
+        ("drops", {"a_batch_gives_its_pieces_in_order"}),
+    ],
+)
+async def test_a_processor_that_breaks_a_rule_is_found_out(
+    tmp_path: Path, vice: str, rules: set[str]
+) -> None:
+    case = ProcessorCase(TwistedProcessor(8, vice=vice), WINDOWS)
+    found = await broken_rules(ProcessorConformance, case, tmp_path)
+    assert rules <= found if rules else not found
+
+
+@dataclass(frozen=True)
+class TwistedSink(Pdmcsv):
+    """A sink with one of several vices."""
+
+    vice: str = "none"
+
+    @property
+    def config(self) -> Any:
+        return {"type": "twisted"} | ({"out": str(self.out)} if self.vice == "place" else {})
+
+    def outputs(self, slide: SlideRef) -> tuple[str, ...]:
+        return (
+            (str(Path(self.out) / "all.csv"),)
+            if self.vice == "one"
+            else Pdmcsv.outputs(self, slide)
+        )
+
+    @asynccontextmanager
+    async def open(self, plan: Plan, recipe: Any, *, overwrite: bool) -> AsyncIterator[Any]:
+        if self.vice == "careless":
+            recipe = replace(recipe, processor={})
+        if self.vice == "blocking":
+            (Path(self.out) / "log.txt").write_text("begun")
+        async with Pdmcsv.open(self, plan, recipe, overwrite=overwrite) as writer:
+            yield _TwistedWriter(writer, self.vice)
+
+
+class _TwistedWriter:
+    def __init__(self, writer: Any, vice: str) -> None:
+        self._writer, self._vice, self.resume_at = writer, vice, writer.resume_at
+
+    async def write(self, pieces: AsyncIterator[Pieces[Any]]) -> Receipt:
+        async def calmed() -> AsyncIterator[Pieces[Any]]:
+            try:
+                async for some in pieces:
+                    yield some
+            except Exception:
+                return
+
+        receipt: Receipt = await self._writer.write(calmed() if self._vice == "calm" else pieces)
+        return receipt
+
+
+@pytest.mark.parametrize(
+    ("vice", "rules"),
+    [
+        ("none", set()),
+        ("place", {"it_says_where_it_writes_and_what_identifies_it"}),
+        ("one", {"it_says_where_it_writes_and_what_identifies_it"}),
+        ("careless", {"another_plan_changes_nothing"}),
+        ("blocking", {"the_loop_opens_no_files"}),
+        ("calm", {"a_failure_before_it_leaves_an_output_to_complete"}),
+    ],
+)
+async def test_a_sink_that_breaks_a_rule_is_found_out(
+    tmp_path: Path, vice: str, rules: set[str]
+) -> None:
+    case = SinkCase(lambda folder: TwistedSink(folder, vice=vice), vectors)
+    found = await broken_rules(SinkConformance, case, tmp_path)
+    assert rules <= found if rules else not found

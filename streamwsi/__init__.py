@@ -26,17 +26,21 @@ if TYPE_CHECKING:
     from .pipelines import Pipeline, from_toml, to_toml
     from .reports import RunReport, SlideOutcome
     from .runs import run, run_sync
-    from .slides import Mpp, Pyramid, PyramidLevel, Slide, SlideRef
+    from .slides import Level, Microns, Mpp, Power, Pyramid, PyramidLevel, Slide, SlideRef
+    from .streams import stream_batches
 
 __all__ = [
     "Batch",
     "Box",
     "ConfigError",
+    "Level",
     "Limits",
+    "Microns",
     "Mpp",
     "Pieces",
     "Pipeline",
     "Placement",
+    "Power",
     "ProcessedPiece",
     "Pyramid",
     "PyramidLevel",
@@ -50,6 +54,7 @@ __all__ = [
     "from_toml",
     "run",
     "run_sync",
+    "stream_batches",
     "to_toml",
 ]
 
@@ -61,12 +66,15 @@ __getattr__ = loaded_on_use(
         "Batch": "chunks",
         "Box": "geometry",
         "ConfigError": "errors",
+        "Level": "slides",
         "Limits": "limits",
+        "Microns": "slides",
         "Mpp": "slides",
         "Pieces": "chunks",
         "Pipeline": "pipelines",
         "Placement": "chunks",
         "ProcessedPiece": "chunks",
+        "Power": "slides",
         "Pyramid": "slides",
         "PyramidLevel": "slides",
         "RunReport": "reports",
@@ -79,6 +87,7 @@ __getattr__ = loaded_on_use(
         "from_toml": "pipelines",
         "run": "runs",
         "run_sync": "runs",
+        "stream_batches": "streams",
         "to_toml": "pipelines",
     },
 )

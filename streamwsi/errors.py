@@ -22,6 +22,8 @@ setting, says what is wrong and what to do. Foreign exceptions are translated at
 per stage, with the original chained.
 """
 
+from __future__ import annotations
+
 __all__ = [
     "AmbiguousStage",
     "CannotOpen",
@@ -108,6 +110,9 @@ class SlideFailed(SlideError):
         super().__init__(message)
         self.slide = slide
         self.stage = stage
+
+    def __reduce__(self) -> tuple[type[SlideFailed], tuple[str, str, str]]:
+        return type(self), (self.slide, self.stage, str(self))
 
 
 class WorkerDied(StreamwsiError):

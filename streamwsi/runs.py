@@ -29,7 +29,7 @@ from .slides import SlideRef
 from .stages import RunningProcessor
 from .workers import Workers, open_workers
 
-__all__ = ["run", "run_sync"]
+__all__ = ["grace_on_cancel", "run", "run_sync"]
 
 
 async def run(
@@ -63,7 +63,7 @@ async def run(
     began = time.perf_counter()
     async with (
         open_workers(limits) as workers,
-        _grace(workers, limits),
+        grace_on_cancel(workers, limits),
         pipeline.processor.open(workers) as processor,
     ):
         lanes = _Lanes(pipeline, workers, processor, limits, overwrite, tuple(observers))
@@ -100,7 +100,7 @@ def _check_ids(refs: list[SlideRef]) -> None:
 
 
 @asynccontextmanager
-async def _grace(workers: Workers, limits: Limits) -> AsyncIterator[None]:
+async def grace_on_cancel(workers: Workers, limits: Limits) -> AsyncIterator[None]:
     """Where the run is cancelled, kill workers that are not done within the time of grace.
 
     A job in a worker is waited for even then, for it writes into shared memory: a hung one

@@ -39,7 +39,7 @@ from .chunks import Pixels, Placement
 from .errors import CannotProcess, CannotRead, ConfigError
 from .limits import Limits
 from .mixing import ShuffleBuffer, Window, in_turn
-from .runs import _grace
+from .runs import grace_on_cancel
 from .slides import Slide, SlideRef
 from .slots import OnError, SlideSkipped, Slots, Tally
 from .stages import Sampler, Source
@@ -171,7 +171,7 @@ async def stream_batches(
     with send, receive:
         async with (
             open_workers(limits) as workers,
-            _grace(workers, limits),
+            grace_on_cancel(workers, limits),
             anyio.create_task_group() as tasks,
         ):
             count = min(limits.slides, len(refs))

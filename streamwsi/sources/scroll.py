@@ -52,8 +52,7 @@ _JOB_PIXELS = 64 * 256 * 256
 _ROOM = 96 * 2**20
 _ROOM_IN_REGIONS = 3
 """Bytes of the block that are used if it has them: the larger of the two. Decoding can run
-ahead in that, and the rows that are moved stay below a third of those decoded; using more
-would only take more pages of memory.
+ahead in that, and few rows are moved; using more would only take more pages of memory.
 """
 
 _MOST_DAMAGE = 100

@@ -25,7 +25,15 @@ import numpy.typing as npt
 from ..errors import ConfigError
 from .base import first_line
 
-__all__ = ["as_array", "attribute", "checked_config", "described", "function_named", "name_of"]
+__all__ = [
+    "as_array",
+    "attribute",
+    "checked_config",
+    "current_folder_importable",
+    "described",
+    "function_named",
+    "name_of",
+]
 
 _NAME = re.compile(r"([^\W\d][\w.]*):([^\W\d][\w.]*)")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -83,7 +91,7 @@ def function_named(text: str) -> Callable[..., Any]:
     match = _NAME.fullmatch(text)
     if match is None:
         raise ConfigError(f"{text!r} does not name a function: write package.module:function")
-    with _current_folder_importable():
+    with current_folder_importable():
         try:
             found = attribute(match[1], match[2])
         except ModuleNotFoundError as error:
@@ -100,7 +108,7 @@ def function_named(text: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _current_folder_importable() -> Iterator[None]:
+def current_folder_importable() -> Iterator[None]:
     """A console script's ``sys.path`` lacks the folder that the user stands in."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)

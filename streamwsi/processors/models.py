@@ -22,11 +22,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import first_line
+from .callables import current_folder_importable
 from .exported_programs import load_exported
 from .hematoxylin import VERSION, Hematoxylin
 from .model_files import kind_of, sha256_of
@@ -221,7 +221,7 @@ def _digest(module: nn.Module) -> str:
 
 def _made(model: str, module_name: str, name: str) -> nn.Module:
     """The module that ``package.module:name`` names or makes."""
-    with _current_folder_importable():
+    with current_folder_importable():
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -250,16 +250,3 @@ def _made(model: str, module_name: str, name: str) -> nn.Module:
             f"the model {model} returned a {type(made).__qualname__} instead of an nn.Module"
         )
     return made
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """A console script's ``sys.path`` lacks the folder that the user stands in."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(folder)

@@ -184,11 +184,10 @@ def fastslide(job: Job, slide: Path) -> Iterator[Any]:
 
     yield None
     image = FastSlide.from_file_path(str(slide))
-    image.set_cache_manager(CacheManager.create(4096))
+    image.set_cache(CacheManager.create(4096))
     size = (job.kernel, job.kernel)
     windows = (
-        np.asarray(image.read_region(location=c, level=0, size=size))[:, :, :3]
-        for c in job.corners()
+        image.read_region(location=c, level=0, size=size).numpy()[:, :, :3] for c in job.corners()
     )
     yield _peer_values(job, _in_batches(windows))
 

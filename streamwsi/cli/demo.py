@@ -59,7 +59,7 @@ def _paint(slide: Path) -> None:
 
 
 def _heatmaps(slide: Path, out: Path) -> list[Path]:
-    from .heatmap import run_reported
+    from .running import run_reported
 
     report = run_reported(_pipeline(out), [slide], Limits(), overwrite=False, as_json=False)
     if report.failures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,28 +12,16 @@ import typer
 from streamwsi.errors import ConfigError
 from streamwsi.limits import Limits
 from streamwsi.manifests import find_slides
-from streamwsi.reports import Event, RunReport, SlideEnded, SlideOutcome
 
 from .masking import masked
-from .terminal import (
-    Debug,
-    Interrupted,
-    Json,
-    ProgressBar,
-    errors_as_sentences,
-    fail,
-    print_json,
-    run_interruptible,
-)
+from .running import run_reported
+from .terminal import Debug, Json, errors_as_sentences
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from streamwsi.pipelines import Pipeline
-    from streamwsi.slides import SlideRef
     from streamwsi.stages import Processor, Sampler, Sink, Source
 
-__all__ = ["heatmap", "run_reported"]
+__all__ = ["heatmap"]
 
 
 class SinkName(StrEnum):
@@ -208,7 +196,7 @@ def heatmap(
         report = run_reported(pipeline, refs, limits, overwrite, as_json)
         for outcome in report.failures:
             if debug and outcome.cause is not None:
-                _print_cause(outcome.cause)
+                traceback.print_exception(outcome.cause)
         raise typer.Exit(2 if report.misconfigured else 1 if report.failures else 0)
 
 
@@ -287,88 +275,3 @@ def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{option} {text!r} is not a list of numbers like 0.7,0.6,0.7") from None
-
-
-def run_reported(
-    pipeline: Pipeline[Any],
-    slides: Sequence[Path | SlideRef],
-    limits: Limits,
-    overwrite: bool,
-    as_json: bool,
-) -> RunReport:
-    """Run, with a progress bar, and print the report.
-
-    Raises:
-        Interrupted: after printing what was done until then.
-    """
-    from streamwsi.runs import run
-
-    ended: list[SlideOutcome] = []
-
-    def remember(event: Event) -> None:
-        if isinstance(event, SlideEnded):
-            ended.append(event.outcome)
-
-    with ProgressBar() as progress:
-
-        async def main() -> RunReport:
-            return await run(
-                pipeline,
-                slides,
-                limits=limits,
-                overwrite=overwrite,
-                observers=(remember, progress),
-            )
-
-        try:
-            report = run_interruptible(main)
-        except Interrupted:
-            progress.__exit__()
-            _print_report(RunReport(tuple(ended), sum(o.seconds for o in ended)), as_json)
-            raise
-    _print_report(report, as_json)
-    return report
-
-
-def _print_report(report: RunReport, as_json: bool) -> None:
-    if as_json:
-        print_json(report.to_json())
-    for outcome in report.outcomes:
-        if outcome.status == "failed":
-            fail(outcome.error or "unknown")
-        elif outcome.status == "interrupted":
-            print(f"interrupted: {outcome.uri}; the same command completes it", file=sys.stderr)
-        elif not as_json:
-            print(_line(outcome))
-
-
-def _line(outcome: SlideOutcome) -> str:
-    facts = [f"{outcome.pieces:,} windows in {outcome.seconds:.1f} s"]
-    facts += _resampling(outcome)
-    if outcome.resumed_at:
-        facts = [f"{outcome.resumed_at:,} windows were there already", *facts]
-    if outcome.damaged_tiles:
-        facts.append(f"{outcome.damaged_tiles} tiles could not be read")
-    if outcome.invalid:
-        facts.append(f"{outcome.invalid:,} windows are NaN for it")
-    if outcome.distinct_tiles:
-        facts.append(f"each tile decoded {outcome.amplification:.2f} times")
-    if outcome.tiles_saved:
-        facts.append(f"{outcome.tiles_saved:,} tiles outside the mask were not decoded")
-    return f"{outcome.uri} -> {', '.join(outcome.outputs)} ({'; '.join(facts)})"
-
-
-def _resampling(outcome: SlideOutcome) -> list[str]:
-    """What was read in place of the pixel size that was asked for."""
-    resolution = outcome.resolution
-    if resolution is None or "tolerance" not in resolution:
-        return []
-    x, y = resolution["factor"]
-    by = "as it is" if x == y == 1 else f"resampled by {x:.4g}" + (f"×{y:.4g}" if x != y else "")
-    return [f"level {resolution['level']} {by} (tolerance {resolution['tolerance']:.2g})"]
-
-
-def _print_cause(cause: BaseException) -> None:
-    import traceback
-
-    traceback.print_exception(cause)

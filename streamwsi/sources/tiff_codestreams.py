@@ -11,15 +11,24 @@ Sources: ITU-T T.81 annex B (JPEG markers), ITU-T T.800 annexes A and I (JPEG 20
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Frame", "TileError", "holds_only_tables", "jpeg2000_frame", "jpeg_frame"]
+__all__ = [
+    "Frame",
+    "TileError",
+    "holds_only_tables",
+    "jpeg2000_frame",
+    "jpeg_frame",
+    "table_segments",
+]
 
 _MAX_SCANS = 256
 _MAX_PARTS = 4096
 
 # A marker in entropy-coded data: 0xFF that is neither stuffed, a restart, nor fill.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+_DHT, _DQT = 0xC4, 0xDB
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _RST = range(0xD0, 0xD8)
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -122,6 +131,21 @@ def holds_only_tables(data: bytes) -> bool:
     except (IndexError, TileError):
         return False
     return True
+
+
+def table_segments(data: bytes) -> Iterator[bytes]:
+    """The quantisation and Huffman tables of a JPEGTables tag, each a whole segment.
+
+    Nothing else in abbreviated data outlives the SOI of a tile. Empty data give none.
+    """
+    at = 2
+    while at < len(data):
+        marker, begin = _next_marker(data, at)
+        if marker == _EOI:
+            return
+        at = begin + _segment(data, begin)
+        if marker in (_DQT, _DHT):
+            yield b"".join((bytes((0xFF, marker)), data[begin:at]))
 
 
 def jpeg2000_frame(data: bytes) -> Frame:

@@ -3,8 +3,10 @@
 tifffile knows how colour spaces, predictors, byte orders and bit orders go together; its
 decoding functions hold no handle and serve as they are. Two cases go past them:
 
-* JPEG of RGB or YCbCr, which is most slides: imagecodecs is called with the same arguments and
-  decodes into memory that is used again; that saves a third of the time, most of it page faults.
+* JPEG of RGB or YCbCr, which is most slides: `tiff_jpeg` decodes it strictly, for libjpeg warns of
+  damage and goes on. What that refuses without such a warning goes to imagecodecs, with tifffile's
+  arguments. Both decode into memory that is used again; that saves a third of the time, most of
+  it page faults.
 * JPEG 2000: chroma may be subsampled, which tifffile refuses and the codec can do. Aperio's
   33003 holds YCbCr that the codec takes for RGB (its colour transform is not declared), so that
   it is converted here, as libjpeg would.
@@ -28,6 +30,7 @@ from tifffile import TiffPage
 
 from ..geometry import Size
 from .tiff_codestreams import Frame, TileError, jpeg2000_frame, jpeg_frame
+from .tiff_jpeg import StrictJpeg
 
 __all__ = ["COMPRESSIONS", "Decoder", "decoder_for"]
 
@@ -110,6 +113,7 @@ def _jpeg_decoder(page: TiffPage, tables: bytes | None, tile: Size) -> Decoder:
     )
     # RGB without a JFIF header is RGB; libjpeg would guess YCbCr.
     stored = _RGB if page.photometric == _RGB and not page.is_jfif else None
+    strict = StrictJpeg(tables, rgb=stored == _RGB)
 
     def jpeg(data: bytes, index: int, visible: Size) -> Pixels:
         if header is not None:
@@ -118,6 +122,8 @@ def _jpeg_decoder(page: TiffPage, tables: bytes | None, tile: Size) -> Decoder:
         _expect(frame, tile, visible, samples)
         if fast:
             out = _reused((frame.height, frame.width, samples))
+            if strict.decode(data, out):
+                return out
             # Where it fails (lossless JPEG, say), tifffile's function knows a second decoder.
             with contextlib.suppress(Exception):
                 imagecodecs.jpeg8_decode(

@@ -319,6 +319,6 @@ def test_mutated_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(50))
 def test_many_mutated_files(tmp_path: Path, seed: int) -> None:
     fuzz(tmp_path / "a.tif", seed=100 + seed, count=2000)

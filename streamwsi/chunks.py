@@ -179,12 +179,14 @@ class BigChunk:
         pixels: ``(height, width, channels)``, read-only.
         damage: the pixels in it that are not valid (their values mean nothing).
         on_release: called once, when nobody holds the chunk any more.
+        filled: damage that was painted over in a colour; these pixels are valid.
     """
 
     region: Region
     pixels: Pixels
     damage: tuple[Damage, ...] = ()
     on_release: Callable[[], None] = _nothing
+    filled: tuple[Damage, ...] = ()
     _holders: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ from .stages import (
     SlideWriter,
     Source,
 )
+from .touched import windows_touched
 from .workers import Workers
 
 __all__ = ["Lane"]
@@ -76,6 +77,7 @@ class Lane:
     _began: float = field(default_factory=time.perf_counter)
     _tally: ReadTally = field(default_factory=ReadTally)
     _saved: int = 0
+    _filled: int = 0
     _resolution: Mapping[str, Any] | None = None
     _resumed_at: int = 0
     _total: int = 0
@@ -107,6 +109,7 @@ class Lane:
             tiles_decoded=self._tally.tiles_decoded,
             distinct_tiles=self._tally.distinct_tiles,
             tiles_saved=self._saved,
+            filled=self._filled,
             damaged_tiles=self._tally.damaged_tiles,
             damage=tuple(self._tally.damage),
             resolution=self._resolution,
@@ -206,6 +209,9 @@ class Lane:
                 return
             async with aclosing(reader.bigchunks(regions, memory)) as chunks:
                 async for chunk in chunks:
+                    self._filled += windows_touched(
+                        plan, chunk.region, chunk.filled, self._resumed_at
+                    )
                     await outlet.send(chunk)
 
     async def _sample(self, plan: Plan, inlet: Inlet[BigChunk], outlet: Outlet[Batch]) -> None:

@@ -47,6 +47,7 @@ class SlideOutcome:
         resumed_at: windows that an earlier run had written.
         total: windows of the slide.
         invalid: windows written as NaN because they touch damaged pixels.
+        filled: windows that this run computed with damaged pixels painted in a colour.
         seconds: from opening to the end.
         tiles_decoded: tiles decoded, each time counted.
         distinct_tiles: different tiles among them.
@@ -70,6 +71,7 @@ class SlideOutcome:
     resumed_at: int = 0
     total: int = 0
     invalid: int = 0
+    filled: int = 0
     seconds: float = 0.0
     tiles_decoded: int = 0
     distinct_tiles: int = 0

@@ -21,7 +21,7 @@ import anyio.to_thread
 import numpy as np
 
 from .blocks import ArrayRef, Block
-from .chunks import BigChunk, Pixels, Region
+from .chunks import BigChunk, Damage, Pixels, Region
 from .errors import ConfigError
 from .geometry import Box
 from .resampling import DTYPES, axes, resample
@@ -168,7 +168,10 @@ class _ResampledReader:
             lease.close()
             room.give_back(nbytes)
 
-        return BigChunk(region, pixels, tuple(self._damage(chunk, region.box)), release)
+        damage, filled = (
+            tuple(self._resampled(some, region.box)) for some in (chunk.damage, chunk.filled)
+        )
+        return BigChunk(region, pixels, damage, release, filled)
 
     def _strips(self, box: Box, chunk: BigChunk, block: Block) -> Iterator[tuple[Box, ArrayRef]]:
         """A box in strips, a job each, and where each goes in the block."""
@@ -193,9 +196,9 @@ class _ResampledReader:
             target: Pixels = arena.resolve(out)
             await anyio.to_thread.run_sync(resample, chunk.pixels, target, *rest)
 
-    def _damage(self, chunk: BigChunk, frame: Box) -> Iterator[Any]:
-        """The damage of a source chunk, in output pixels."""
-        for damage in chunk.damage:
+    def _resampled(self, damages: tuple[Damage, ...], frame: Box) -> Iterator[Damage]:
+        """Damage of a source chunk, in output pixels."""
+        for damage in damages:
             left, right = self._x.depends(damage.box.x, damage.box.right)
             top, bottom = self._y.depends(damage.box.y, damage.box.bottom)
             box = Box.between(left, top, right, bottom).intersection(frame)

@@ -24,6 +24,7 @@ ENGINE += [
 ENGINE += [
     "links",
     "batches",
+    "touched",
     "budgets",
     "resampled_readers",
     "lanes",

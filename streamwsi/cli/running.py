@@ -82,6 +82,8 @@ def _line(outcome: SlideOutcome) -> str:
         facts.append(f"{outcome.damaged_tiles} tiles could not be read")
     if outcome.invalid:
         facts.append(f"{outcome.invalid:,} windows are NaN for it")
+    if outcome.filled:
+        facts.append(f"{outcome.filled:,} windows were computed with a colour in their place")
     if outcome.distinct_tiles:
         facts.append(f"each tile decoded {outcome.amplification:.2f} times")
     if outcome.tiles_saved:

@@ -151,7 +151,7 @@ def _fill(chunk: BigChunk, colour: Pixels) -> None:
         box = damage.box.intersection(frame).shifted(-frame.x, -frame.y)
         chunk.pixels[box.y : box.bottom, box.x : box.right] = colour
     chunk.pixels.flags.writeable = False
-    chunk.damage = ()
+    chunk.filled, chunk.damage = chunk.damage, ()
 
 
 def _refuse(ref: SlideRef, chunk: BigChunk) -> None:

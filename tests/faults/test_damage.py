@@ -180,8 +180,34 @@ async def test_damage_can_be_filled_with_a_colour(
     filled[256:512, 256:512] = colour
     tifffile.imwrite(tmp_path / "filled.tif", filled)
     np.testing.assert_array_equal(values, checksums(tmp_path / "filled.tif"))
+    assert (outcome.invalid, outcome.filled) == (0, [*expected(TILE_BOX)].count(False))
+    assert outcome.filled > 0
     assert (outcome.status, outcome.invalid, outcome.damaged_tiles) == ("done", 0, 1)
     assert outcome.damage[0].box == TILE_BOX
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SlidingWindow(96, 40),
+        SlidingWindow(70, 100, offset=(13, 29)),
+        SlidingWindow(100, 70, padding="same"),
+        SlidingWindow(300, 70, padding="same", pad="reflect", offset=(13, -7)),
+        SlidingWindow(64, 48, mpp=0.75, assume_mpp=0.5),
+    ],
+    ids=repr,
+)
+async def test_as_many_windows_are_filled_as_would_be_nan(sampler: SlidingWindow) -> None:
+    source, _ = scripted()
+    found = []
+    for policy in (source, Filled(source)):
+        stages: Any = {"source": policy, "sampler": sampler, "sink": RecordingSink()}
+        report = await run(Pipeline(processor=Checksums(batch_size=4), **stages), ["slide"])
+        report.raise_for_failures()
+        (outcome,) = report.outcomes
+        found.append((outcome.invalid, outcome.filled))
+    assert found == [(found[0][0], 0), (0, found[0][0])]
+    assert found[0][0] > 0
 
 
 async def test_damage_can_end_the_slide() -> None:
@@ -253,6 +279,7 @@ def test_the_command_line_knows_the_policies(slide: Path, tmp_path: Path) -> Non
         found[policy] = json.loads(done.stdout)["slides"][0] | {"code": done.exit_code}
     assert {p: f["code"] for p, f in found.items()} == {"nan": 0, "fail": 1, "255,255,255": 0}
     assert {p: f["invalid"] for p, f in found.items()} == {"nan": 4, "fail": 0, "255,255,255": 0}
+    assert {p: f["filled"] for p, f in found.items()} == {"nan": 0, "fail": 0, "255,255,255": 4}
     for facts in found.values():
         (damage,) = facts["damage"]
         assert (damage["level"], damage["tile"]) == (0, 6)

@@ -15,7 +15,8 @@ here, by hand, because the watermark in it has to be replaced atomically and dur
 finished heatmap is recognised without importing zarr. The arrays are zarr's.
 
 Only open blocks are in memory; at a checkpoint they are stored as far as they are filled, so
-that the group opens at any time and shows all that is finished.
+that the group opens at any time and shows all that is finished. Until the first pieces tell how
+many channels there are, the image is an empty array, ``planned``: one channel, NaN everywhere.
 """
 
 from __future__ import annotations
@@ -35,16 +36,18 @@ import numpy as np
 from ..chunks import Pieces, Plan
 from ..errors import CannotWrite, ConfigError, StageMismatch
 from ..heatmaps import Raster, left_out
-from ..slides import Mpp, PyramidLevel, SlideRef
+from ..slides import SlideRef
 from ..stages import Recipe
 from .base import Output, ResumableWriter, claimed
 from .durable import read_json, sync_folders, write_json
+from .heatmap_metadata import channel_names, empty_array, ome_attributes
 
 if TYPE_CHECKING:
     from .zarr_arrays import DurableStore, Front
 
 __all__ = ["HeatmapZarr"]
 
+_PLANNED = "planned"
 _COMPUTED, _DAMAGED, _LEFT_OUT = 1, 2, 3
 
 #: An open block (at most 32 MiB, whatever the values), and as much for storing it ...
@@ -123,7 +126,7 @@ class _Group(Output):
         attributes = (read_json(self.path / "zarr.json") or {}).get("attributes")
         if not isinstance(attributes, dict) or not isinstance(attributes.get("streamwsi"), dict):
             raise self.foreign(self.path, replaceable=self._is_zarr())
-        self.begun = "ome" in attributes
+        self.begun = "channels" in attributes["streamwsi"]
         return dict(attributes["streamwsi"])
 
     def _is_blank(self) -> bool:
@@ -153,6 +156,26 @@ class _Group(Output):
             shutil.rmtree(removed)
         self.path.mkdir()
         self.save()
+        self._announce()
+
+    def _announce(self) -> None:
+        """Make it an image, empty as yet, for who opens it before the first pieces come."""
+        assert self.plan.grid is not None
+        raster, slide = Raster(self.plan.grid), self.plan.slide
+        folder = self.path / _PLANNED
+        folder.mkdir(exist_ok=True)
+        write_json(folder / "zarr.json", empty_array(raster))
+        sync_folders([folder, self.path])
+        self.ome = ome_attributes(
+            slide.ref.id, raster, self.plan.level, slide.pyramid.mpp, _PLANNED
+        )
+        self.save()
+
+    def forget_planned(self) -> None:
+        """Remove the empty image, once the other one is there."""
+        if (self.path / _PLANNED).exists():
+            shutil.rmtree(self.path / _PLANNED)
+            sync_folders([self.path])
 
     def repair(self) -> None:
         for folder, folders, files in os.walk(self.path):
@@ -164,11 +187,13 @@ class _Group(Output):
                     )
         for path in filter(_is_temporary, [*self.path.iterdir()]):
             path.unlink()
+        if not self.begun:
+            self._announce()
 
     def save(self) -> None:
-        attributes: dict[str, Any] = {"streamwsi": self.record}
-        if self.ome is not None:
-            attributes = {"ome": self.ome, "streamwsi": {**self.record, "channels": self.channels}}
+        record = {**self.record, "channels": self.channels} if self.channels else self.record
+        image = {"ome": self.ome} if self.ome is not None else {}
+        attributes: dict[str, Any] = {**image, "streamwsi": record}
         write_json(
             self.path / "zarr.json",
             {"zarr_format": 3, "node_type": "group", "attributes": attributes},
@@ -226,10 +251,12 @@ class _Writer(ResumableWriter):
         image = Raster.of_values(self._grid, shape, self._chunk)
         valid = Raster(self._grid, side=self._chunk, itemsize=1)
         self._store = store = arrays.DurableStore(group.path)
-        group.ome = _ome(slide.ref.id, image, group.plan.level, slide.pyramid.mpp)
-        group.channels = _channel_names(group.identity["processor"], image.channels)
+        group.ome = ome_attributes(slide.ref.id, image, group.plan.level, slide.pyramid.mpp)
+        group.channels = channel_names(group.identity["processor"], image.channels)
         if group.begun:
-            return await self._reopen(image, valid)
+            fronts = await self._reopen(image, valid)
+            await anyio.to_thread.run_sync(group.forget_planned)
+            return fronts
         fronts = [
             await arrays.create_front(store, "0", image, "float32", np.nan, ("c", "y", "x")),
             await arrays.create_front(store, "valid", valid, "uint8", 0, ("y", "x")),
@@ -237,6 +264,7 @@ class _Writer(ResumableWriter):
         await self._mark_left_out(fronts[1])
         await store.sync()
         await anyio.to_thread.run_sync(group.save)
+        await anyio.to_thread.run_sync(group.forget_planned)
         return fronts
 
     async def _mark_left_out(self, valid: Front) -> None:
@@ -280,29 +308,3 @@ def _floats(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
         what = f"{values.dtype} array" if isinstance(values, np.ndarray) else type(values).__name__
         raise StageMismatch(f"a heatmap needs arrays of numbers, but the processor returned {what}")
     return values.astype(np.float32, copy=False)
-
-
-def _channel_names(processor: Mapping[str, Any], count: int) -> list[str]:
-    """The names that the processor's configuration gives to its outputs, or their numbers."""
-    names = processor.get("channels")
-    if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
-        return names
-    return [str(i) for i in range(count)]
-
-
-def _ome(name: str, raster: Raster, level: PyramidLevel, mpp: Mpp | None) -> dict[str, Any]:
-    """The image's metadata, as OME-NGFF 0.5 has it."""
-    transform = raster.transform(level, mpp)
-    unit = {"unit": transform.unit} if transform.unit else {}
-    scale = {"type": "scale", "scale": [1.0, *transform.scale]}
-    translation = {"type": "translation", "translation": [0.0, *transform.translation]}
-    axes = [
-        {"name": "c", "type": "channel"},
-        {"name": "y", "type": "space", **unit},
-        {"name": "x", "type": "space", **unit},
-    ]
-    dataset = {"path": "0", "coordinateTransformations": [scale, translation]}
-    return {
-        "version": "0.5",
-        "multiscales": [{"name": name, "axes": axes, "datasets": [dataset]}],
-    }

@@ -306,3 +306,47 @@ def test_making_the_sink_imports_no_zarr() -> None:
 
 def test_outputs() -> None:
     assert HeatmapZarr("out").outputs(SlideRef("a", "x/a.svs")) == ("out/a.zarr",)
+
+
+async def test_it_is_an_image_before_the_first_pieces(tmp_path: Path) -> None:
+    """One that is empty, and gone when the run is resumed."""
+    yaozarrs = pytest.importorskip("yaozarrs")
+    plan = grid_plan(Grid(Size(40, 30), Size(8, 8), Size(4, 6)))
+    values, sink = random_values(plan.count, 2), HeatmapZarr(tmp_path / "a")
+    path = Path(sink.outputs(plan.slide.ref)[0])
+
+    def look() -> Any:
+        yaozarrs.validate_zarr_store(str(path))
+        group = zarr.open_group(path, mode="r")
+        (dataset,) = Image.from_zarr(group).ome_attributes.multiscales[0].datasets
+        return np.asarray(group[dataset.path][:])  # type: ignore[index]
+
+    for _ in range(2):  # the second time as a resumed run finds it
+        async with sink.open(plan, recipe(plan, sink), overwrite=False):
+            seen = await anyio.to_thread.run_sync(look)
+        assert seen.shape == (1, plan.grid.rows, plan.grid.columns)
+        assert np.isnan(seen).all()
+    await write(tmp_path / "a", plan, values)
+    await write(tmp_path / "b", plan, values)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert not (path / "planned").exists()
+
+
+async def test_killed_while_the_empty_image_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = grid_plan(Grid(Size(40, 30), Size(8, 8), Size(4, 6)))
+    values = random_values(plan.count, 2)
+
+    def break_off(_: object) -> None:
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("streamwsi.sinks.heatmap_zarr._Group.forget_planned", break_off)
+        with pytest.raises(KeyError):
+            await write(tmp_path / "a", plan, values)
+    (left,) = (tmp_path / "a").glob("*.zarr/planned")
+    await write(tmp_path / "a", plan, values)
+    await write(tmp_path / "b", plan, values)
+    assert not left.exists()
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")

@@ -6,8 +6,10 @@ A place is one of
 - any other folder: the slides that lie in it, by name, without its subfolders;
 - a pattern such as ``slides/**/*.svs``: what it matches, by name;
 - a ``.txt`` list: one path per line; blank lines and those that begin with ``#`` are left out;
-- a ``.csv`` list: the first line names the columns: ``path``, and, where outputs are not to be
-  named after the files, ``id``.
+- a ``.csv`` list: the first line names the columns: ``path``; where outputs are not to be named
+  after the files, ``id``; and what holds for single slides: ``level``, ``mpp`` or ``power``,
+  ``assume_mpp``, ``roi``. An empty field says nothing (`streamwsi.samplers.PerSlide` applies
+  what the others say).
 
 Paths in a list are relative to the list. What is wrong in all lists is told at once, before
 anything is read: a cohort is put right in one go, not line by line in the middle of the night. A
@@ -20,15 +22,19 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .errors import ConfigError
 from .slides import SlideRef
 
-__all__ = ["Listed", "find_slides"]
+__all__ = ["Listed", "find_slides", "raise_problems"]
+
+T = TypeVar("T")
 
 _SLIDE_ENDINGS = (
     *(".svs", ".tif", ".tiff", ".btf", ".qptiff", ".ndpi", ".zarr"),
@@ -37,9 +43,9 @@ _SLIDE_ENDINGS = (
 _LARGEST_LIST = 64 << 20
 _PROBLEMS_SHOWN = 20
 _FIELD_SHOWN = 60
+_DIGITS = 6
 
-_OPTIONS: dict[str, Callable[[str], object]] = {}
-"""Columns besides id and path, with what reads their text (ValueError: it is wrong)."""
+_RESOLUTIONS = ("level", "mpp", "power")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,8 @@ class Listed:
 
     Attributes:
         ref: the slide; its id is that of the list, or the file's name without the ending.
-        options: values of the list's other columns, where they are not empty.
+        options: values of the list's other columns, where they are not empty: ``level`` (int),
+            ``mpp`` or ``power``, ``assume_mpp`` (float), ``roi`` (`Path`, which exists).
     """
 
     ref: SlideRef
@@ -75,14 +82,22 @@ def find_slides(
     for place in places:
         search.add(place)
     search.check_ids()
-    problems = search.problems
+    raise_problems("the slides", search.problems)
+    return search.found
+
+
+def raise_problems(what: str, problems: list[str]) -> None:
+    """Tell all of them at once, twenty in words; nothing where there are none.
+
+    Raises:
+        ConfigError: there are problems.
+    """
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
         more = len(problems) - _PROBLEMS_SHOWN
         shown = [*problems[:_PROBLEMS_SHOWN], *([f"and {more:,} more"] if more > 0 else [])]
-        raise ConfigError("\n  ".join([f"the slides have {len(problems):,} problems:", *shown]))
-    return search.found
+        raise ConfigError("\n  ".join([f"{what} have {len(problems):,} problems:", *shown]))
 
 
 @dataclass(slots=True)
@@ -159,10 +174,19 @@ class _Search:
         """A row's slide; one with no text at all is left out."""
         if not any(row.values()):
             return
-        try:
-            self.found.append(_listed(path, row))
-        except (ConfigError, ValueError) as error:
-            self.problems.append(f"{path}, line {line}: {error}")
+        wrong: list[str] = []
+        ref = _tried(wrong, _ref, path.parent, row)
+        options = {
+            name: _tried(wrong, read, path.parent, row[name])
+            for name, read in _OPTIONS.items()
+            if row.get(name)
+        }
+        given = [name for name in _RESOLUTIONS if row.get(name)]
+        if len(given) > 1:
+            wrong.append(f"{' and '.join(given)} exclude each other; give one of them")
+        self.problems += [f"{path}, line {line}: {problem}" for problem in wrong]
+        if ref is not None and not wrong:
+            self.found.append(Listed(ref, options))
 
     def check_ids(self) -> None:
         """Find ids that occur twice."""
@@ -197,20 +221,57 @@ def _check_columns(path: Path, header: list[str]) -> None:
         raise ConfigError(f"{path}: there is no column path; the first line must name the columns")
 
 
-def _listed(path: Path, row: dict[str, str]) -> Listed:
-    """The slide of a row.
+def _tried(wrong: list[str], read: Callable[..., T], *args: Any) -> T | None:
+    """What it reads; None where it cannot, and the reason is added to what is wrong."""
+    try:
+        return read(*args)
+    except ConfigError as error:
+        wrong.append(str(error))
+        return None
 
-    Raises:
-        ConfigError, ValueError: what is wrong with it, without the place.
-    """
+
+def _ref(folder: Path, row: Mapping[str, str]) -> SlideRef:
+    """The slide of a row."""
     if not row["path"]:
         raise ConfigError("there is no path")
-    place = path.parent / row["path"]
+    place = _file(folder, row["path"])
+    return SlideRef(row["id"], str(place)) if row.get("id") else SlideRef.of(place)
+
+
+def _file(folder: Path, text: str) -> Path:
+    place = folder / text
     if not _is(place.exists):
-        raise ConfigError(f"there is no file {_shown(row['path'])}; paths are relative to the list")
-    ref = SlideRef(row["id"], str(place)) if row.get("id") else SlideRef.of(place)
-    options = {name: read(row[name]) for name, read in _OPTIONS.items() if row.get(name)}
-    return Listed(ref, options)
+        raise ConfigError(f"there is no file {_shown(text)}; paths are relative to the list")
+    return place
+
+
+def _level(folder: Path, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < _DIGITS):
+        raise ConfigError(f"level {_shown(text)} is not a whole number from 0 (the finest) on")
+    return int(text)
+
+
+def _positive(name: str) -> Callable[[Path, str], float]:
+    def read(folder: Path, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name} {_shown(text)} is not a positive number")
+        return value
+
+    return read
+
+
+_OPTIONS: dict[str, Callable[[Path, str], object]] = {
+    "level": _level,
+    "mpp": _positive("mpp"),
+    "power": _positive("power"),
+    "assume_mpp": _positive("assume_mpp"),
+    "roi": _file,
+}
+"""Columns besides id and path, with what reads their text (ConfigError: it is wrong)."""
 
 
 def _is(question: Callable[[], bool]) -> bool:

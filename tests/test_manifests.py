@@ -110,7 +110,10 @@ def test_csv_round_trip(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,path,mpp\na,slides/b.svs,0.5\n", "'mpp' is there and is unknown; .* out of id, path"),
+        (
+            "id,path,colour\na,slides/b.svs,0.5\n",
+            "'colour' is there and is unknown; .* of id, path",
+        ),
         ("path,path\n", "the column 'path' is there twice"),
         ("id\na\n", "there is no column path"),
         ("0, 0, 10\n", "the column '0' is there and is unknown"),
@@ -169,10 +172,31 @@ def test_many_problems_are_counted(tmp_path: Path) -> None:
     assert lines[-1] == "and 1,214 more"
 
 
-def test_a_column_is_added_by_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(manifests._OPTIONS, "level", int)
-    path = folder.parent / "list.csv"
-    path.write_text("path,level\nslides/b.svs,2\nslides/a.tif,\n")
-    assert [listed.options for listed in find_slides([path])] == [{"level": 2}, {}]
-    path.write_text("path,level\nslides/b.svs,two\n")
-    assert "list.csv, line 2: invalid literal" in problem(path)
+def test_columns_for_single_slides(tmp_path: Path) -> None:
+    for name in ("a.svs", "b.svs", "roi.geojson"):
+        (tmp_path / name).touch()
+    path = tmp_path / "list.csv"
+    path.write_text(
+        "path,level,mpp,power,assume_mpp,roi\na.svs,1,,,0.5,roi.geojson\nb.svs,,0.25,,,\n"
+    )
+    found = find_slides([path])
+    assert [dict(each.options) for each in found] == [
+        {"level": 1, "assume_mpp": 0.5, "roi": tmp_path / "roi.geojson"},
+        {"mpp": 0.25},
+    ]
+
+
+def test_all_that_is_wrong_with_single_slides_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.svs").touch()
+    path = tmp_path / "list.csv"
+    path.write_text(
+        "id,path,level,mpp,roi\n1,a.svs,-1,,\n2,a.svs,0,0.5,\n3,b.svs,,none,none.geojson\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        find_slides([path])
+    told = str(caught.value).splitlines()[1:]
+    assert [line.split(": ")[0].split(", ")[-1] for line in told] == [
+        *("line 2", "line 3", "line 4", "line 4", "line 4")
+    ]
+    for words in ("whole number", "exclude", "b.svs", "not a positive", "none.geojson"):
+        assert sum(words in line for line in told) == 1, words

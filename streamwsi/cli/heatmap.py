@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from streamwsi.errors import ConfigError
 from streamwsi.limits import Limits
 from streamwsi.manifests import find_slides
 
-from .masking import masked
+from .choosing import Masking, per_slide
 from .running import run_reported
 from .terminal import Debug, Json, errors_as_sentences
 
@@ -163,23 +164,24 @@ def heatmap(
         limits = Limits(
             workers=workers, memory=memory, reads_per_second=reads_per_second, nice=nice
         )
-        pipeline = _pipeline(
-            source=_source(invalid),
-            sampler=masked(
-                _sampler(
-                    kernel_size,
-                    stride,
-                    padding,
-                    level=level,
-                    mpp=mpp,
-                    power=power,
-                    assume_mpp=assume_mpp,
-                    offset=_offset(offset),
-                ),
-                tissue,
-                tissue_fraction,
-                roi,
+        source = _source(invalid)
+        listed = find_slides(slides, source.accepts)
+        sampler = per_slide(
+            listed,
+            partial(
+                _sampler,
+                kernel_size,
+                stride,
+                padding,
+                assume_mpp=assume_mpp,
+                offset=_offset(offset),
             ),
+            {"level": level, "mpp": mpp, "power": power},
+            Masking(tissue, tissue_fraction, roi),
+        )
+        pipeline = _pipeline(
+            source=source,
+            sampler=sampler,
             processor=_processor(
                 transform,
                 model=model,
@@ -192,7 +194,7 @@ def heatmap(
             ),
             sink=_sink(sink, out),
         )
-        refs = [listed.ref for listed in find_slides(slides, pipeline.source.accepts)]
+        refs = [each.ref for each in listed]
         report = run_reported(pipeline, refs, limits, overwrite, as_json)
         for outcome in report.failures:
             if debug and outcome.cause is not None:

@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from .mask_files import FileMask
     from .masked import Masked
     from .masks import ArrayMask
+    from .per_slide import PerSlide
     from .tissue_mask import TissueMask
 
-__all__ = ["ArrayMask", "FileMask", "Masked", "RandomPatches", "SlidingWindow", "TissueMask"]
+__all__ = [
+    "ArrayMask",
+    "FileMask",
+    "Masked",
+    "PerSlide",
+    "RandomPatches",
+    "SlidingWindow",
+    "TissueMask",
+]
 
 __getattr__ = loaded_on_use(
     __name__,
@@ -22,6 +31,7 @@ __getattr__ = loaded_on_use(
         "ArrayMask": "masks",
         "FileMask": "mask_files",
         "Masked": "masked",
+        "PerSlide": "per_slide",
         "TissueMask": "tissue_mask",
     },
 )

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from streamwsi.cli import app
 from streamwsi.geometry import Size
 from streamwsi.testing.ome_zarr import write_ome_zarr
+from streamwsi.testing.outputs import tree
 from streamwsi.testing.synthetic import write_slide
 
 
@@ -36,7 +37,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def heatmap(out: Path, *slides: Path) -> Done:
+def heatmap(out: Path, *slides: Path | str) -> Done:
     line = ["heatmap", *map(str, slides), "--model", "hematoxylin", "--out", str(out)]
     result = CliRunner().invoke(app, [*line, "--workers", "1", "--json"])
     return Done(result.exit_code, result.stdout, result.stderr)
@@ -73,13 +74,29 @@ def test_problems_are_told_before_any_slide_is_done(cohort: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_columns_that_are_not_supported_are_refused(cohort: Path, tmp_path: Path) -> None:
+def test_a_column_is_what_the_option_would_be(cohort: Path, tmp_path: Path) -> None:
+    """To the byte; and another value is another plan."""
+    listed = cohort / "windows.csv"
+    listed.write_text("path,mpp,assume_mpp\nslides/a.svs,0.4,0.6\nslides/b.svs,,\n")
+    assert heatmap(tmp_path / "list", listed).returncode == 0
+    options = ("--mpp", "0.4", "--assume-mpp", "0.6")
+    assert heatmap(tmp_path / "a", cohort / "slides" / "a.svs", *options).returncode == 0
+    assert heatmap(tmp_path / "b", cohort / "slides" / "b.svs").returncode == 0
+    for name in "ab":
+        assert tree(tmp_path / "list" / f"{name}.zarr") == tree(tmp_path / name / f"{name}.zarr")
+    listed.write_text("path,mpp,assume_mpp\nslides/a.svs,0.3,0.6\n")
+    done = heatmap(tmp_path / "list", listed)
+    assert done.returncode == 2
+    assert "sampler.mpp 0.4 → 0.3" in done.stderr
+
+
+def test_columns_that_exclude_each_other_are_refused(cohort: Path, tmp_path: Path) -> None:
     levels = cohort / "levels.csv"
-    levels.write_text("path,level\nslides/a.svs,1\n")
+    levels.write_text("path,level,mpp\nslides/a.svs,1,0.5\n")
     done = heatmap(tmp_path / "out", levels)
     assert done.returncode == 2
-    assert "'level'" in done.stderr
-    assert "id, path" in done.stderr
+    assert "level and mpp exclude each other" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_slide_in_a_folder_is_reported(cohort: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from streamwsi.errors import ConfigError
 if TYPE_CHECKING:
     from streamwsi.manifests import Listed
     from streamwsi.samplers.mask_files import FileMask
-    from streamwsi.samplers.masks import Mask
+    from streamwsi.samplers.masks import Mask, MaskSource
     from streamwsi.stages import Sampler
 
 __all__ = ["Masking", "per_slide"]
@@ -29,45 +29,55 @@ class Masking:
     """Which of a sampler's windows are kept.
 
     Attributes:
-        tissue: ``auto``, ``none`` or a file's path.
-        fraction: the share of a window that must be on it.
-        roi: a file of outlines, or what was read from it.
+        fraction: the share of a window that must be on each mask.
+        roi: regions of interest, where there are any.
+        tissue: the tissue, where it is asked for.
     """
 
-    tissue: str
     fraction: float
-    roi: Path | FileMask | Mask | None
+    roi: Mask | MaskSource | None = None
+    tissue: Mask | MaskSource | None = None
 
-    def read(self) -> tuple[Masking, Mask | None]:
-        """The same with its files read, once for all slides; and the tissue's mask.
+    @classmethod
+    def read(cls, tissue: str, fraction: float, roi: Path | None) -> Masking:
+        """What the options mean, their files read: once, whatever the number of slides.
+
+        Args:
+            tissue: ``auto``, ``none`` or a file's path.
+            fraction: the share of a window that must be on a mask.
+            roi: a file of outlines.
 
         Raises:
             ConfigError: an option means nothing, or what it needs is not there.
         """
-        from streamwsi.samplers.mask_files import FileMask
+        return cls(fraction, None if roi is None else _outlines(roi).read(), _tissue(tissue))
+
+    def of(self, sampler: Sampler) -> Sampler:
+        """The sampler, kept to what is asked for."""
+        masks = [mask for mask in (self.roi, self.tissue) if mask is not None]
+        if masks:
+            from streamwsi.samplers.masked import Masked
+
+            for mask in masks:
+                sampler = Masked(sampler, mask, self.fraction)
+        return sampler
+
+
+def _tissue(option: str) -> Mask | MaskSource | None:
+    if option == "none":
+        return None
+    if option == "auto":
+        from streamwsi.samplers.tissue_mask import TissueMask
         from streamwsi.tissue import require_skimage
 
-        roi = _outlines(self.roi).read() if isinstance(self.roi, Path) else self.roi
-        if self.tissue == "auto":
-            require_skimage()
-        if self.tissue in ("auto", "none"):
-            return replace(self, roi=roi), None
-        path = Path(self.tissue)
-        if not path.exists():
-            raise ConfigError(
-                f"--tissue {self.tissue!r} is none of auto, none and a file that exists"
-            )
-        return replace(self, roi=roi), FileMask(path).read()
+        require_skimage()
+        return TissueMask()
+    path = Path(option)
+    if not path.exists():
+        raise ConfigError(f"--tissue {option!r} is none of auto, none and a file that exists")
+    from streamwsi.samplers.mask_files import FileMask
 
-    def of(self, sampler: Sampler, drawn: Mask | None) -> Sampler:
-        """The sampler, kept to what is asked for."""
-        from streamwsi.samplers.masked import Masked
-        from streamwsi.samplers.tissue_mask import TissueMask
-
-        if self.roi is not None and not isinstance(self.roi, Path):
-            sampler = Masked(sampler, self.roi, self.fraction)
-        mask = TissueMask() if self.tissue == "auto" else drawn
-        return sampler if mask is None else Masked(sampler, mask, self.fraction)
+    return FileMask(path).read()
 
 
 def per_slide(
@@ -85,16 +95,14 @@ def per_slide(
         masking: the command's.
 
     Raises:
-        ConfigError: the options mean nothing, or what they need is not there, be it the
-            command's or those of slides: the latter all at once.
+        ConfigError: the options of slides mean nothing, or what they need is not there: all of
+            them at once; or the command's resolution means nothing.
     """
     from streamwsi.samplers.per_slide import PerSlide
 
-    masking, drawn = masking.read()
-
     def sampler(roi: Path | None = None, **options: Any) -> Sampler:
         inner = make(**(options if {*options} & {*resolution} else {**resolution, **options}))
-        return (masking if roi is None else replace(masking, roi=_own(roi))).of(inner, drawn)
+        return (masking if roi is None else replace(masking, roi=_own(roi))).of(inner)
 
     chosen = PerSlide.of(slides, sampler)
     return chosen if chosen.samplers else chosen.default

@@ -177,7 +177,7 @@ def heatmap(
                 offset=_offset(offset),
             ),
             {"level": level, "mpp": mpp, "power": power},
-            Masking(tissue, tissue_fraction, roi),
+            Masking.read(tissue, tissue_fraction, roi),
         )
         pipeline = _pipeline(
             source=source,

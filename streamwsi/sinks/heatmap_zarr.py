@@ -155,7 +155,7 @@ class _Group(Output):
             sync_folders([self.path.parent])
             shutil.rmtree(removed)
         self.path.mkdir()
-        self.save()
+        self.save()  # before the rest: from here on the folder is known as ours
         self._announce()
 
     def _announce(self) -> None:
@@ -250,21 +250,23 @@ class _Writer(ResumableWriter):
         group, slide = self._group, self._group.plan.slide
         image = Raster.of_values(self._grid, shape, self._chunk)
         valid = Raster(self._grid, side=self._chunk, itemsize=1)
-        self._store = store = arrays.DurableStore(group.path)
+        self._store = arrays.DurableStore(group.path)
         group.ome = ome_attributes(slide.ref.id, image, group.plan.level, slide.pyramid.mpp)
         group.channels = channel_names(group.identity["processor"], image.channels)
-        if group.begun:
-            fronts = await self._reopen(image, valid)
-            await anyio.to_thread.run_sync(group.forget_planned)
-            return fronts
+        fronts = await (self._reopen if group.begun else self._create)(image, valid)
+        await anyio.to_thread.run_sync(group.forget_planned)
+        return fronts
+
+    async def _create(self, image: Raster, valid: Raster) -> list[Front]:
+        arrays, store = _zarr_arrays(), self._store
+        assert store is not None
         fronts = [
             await arrays.create_front(store, "0", image, "float32", np.nan, ("c", "y", "x")),
             await arrays.create_front(store, "valid", valid, "uint8", 0, ("y", "x")),
         ]
         await self._mark_left_out(fronts[1])
         await store.sync()
-        await anyio.to_thread.run_sync(group.save)
-        await anyio.to_thread.run_sync(group.forget_planned)
+        await anyio.to_thread.run_sync(self._group.save)
         return fronts
 
     async def _mark_left_out(self, valid: Front) -> None:

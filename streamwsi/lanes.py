@@ -209,9 +209,10 @@ class Lane:
                 return
             async with aclosing(reader.bigchunks(regions, memory)) as chunks:
                 async for chunk in chunks:
-                    self._filled += windows_touched(
-                        plan, chunk.region, chunk.filled, self._resumed_at
-                    )
+                    if chunk.filled:
+                        self._filled += await anyio.to_thread.run_sync(
+                            windows_touched, plan, chunk.region, chunk.filled, self._resumed_at
+                        )
                     await outlet.send(chunk)
 
     async def _sample(self, plan: Plan, inlet: Inlet[BigChunk], outlet: Outlet[Batch]) -> None:

@@ -169,6 +169,12 @@ class Raster:
         right = min(first + columns, (column // span + 1) * span)
         return Block(top, left, rows, right - left)
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of the largest block."""
+        block = self.block(0, 0)
+        return block.rows * block.columns * self._window_bytes
+
     def cells(self, block: Block) -> tuple[slice, slice]:
         """The rows and columns of cells that a block fills."""
         height, width = self.window.height, self.window.width

@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 
 from .batches import batches
-from .budgets import Budget, reading_share
+from .budgets import PIECES_IN_LINK, Budget, reading_share
 from .chunks import Batch, BigChunk, Pieces, Plan, Receipt
 from .errors import ContractBroken, SlideError, SlideFailed, StreamwsiError
 from .links import DownstreamFailed, Inlet, Link, Outlet
@@ -38,15 +38,16 @@ from .stages import (
     SlideReader,
     SlideWriter,
     Source,
+    TellsValues,
 )
 from .touched import windows_touched
+from .values import ValueType, blank_batch
 from .workers import Workers
 
 __all__ = ["Lane"]
 
 _BIGCHUNKS = 1
 _BATCHES = 2
-_PIECES = 4
 
 
 @dataclass(slots=True)
@@ -139,9 +140,12 @@ class Lane:
             self._resolution = describe(plan.level, plan.slide, plan.config)
             reader = held.enter_context(resampled(opened, plan.level, self.workers))
             # Before anything is written: an output must not be begun that can never be completed.
-            memory = reading_share(self.budget, reader, plan, self.processor, self.sink)
+            values = await self._values(plan)
+            memory = await anyio.to_thread.run_sync(
+                reading_share, self.budget, reader, plan, self.processor, self.sink, values
+            )
             policy = {"invalid": "nan", **getattr(self.source, "config", {})}
-            recipe = Recipe(plan.config, self.processor.config, self.sink.config, policy)
+            recipe = Recipe(plan.config, self.processor.config, self.sink.config, policy, values)
             self._stage = "write"
             async with self.sink.open(plan, recipe, overwrite=self.overwrite) as writer:
                 self._resumed_at = writer.resume_at
@@ -165,13 +169,23 @@ class Lane:
         self._stage = "open"
         return plan
 
+    async def _values(self, plan: Plan) -> ValueType | None:
+        """What the processor will give per window, as far as it can tell."""
+        if plan.count == 0 or not isinstance(self.processor, TellsValues):
+            return None
+        self._stage = "process"
+        blank = blank_batch(plan, self.processor.batch_size)
+        values = await anyio.to_thread.run_sync(self.processor.value_type, blank)
+        self._stage = "open"
+        return values
+
     async def _stream(
         self, reader: SlideReader, plan: Plan, writer: SlideWriter[Any], memory: int
     ) -> Receipt:
         times = self._times
         bigchunks = Link[BigChunk](_BIGCHUNKS, times["read"], times["sample"])
         lent = Link[Batch](_BATCHES, times["sample"], times["process"])
-        pieces = Link[Pieces[Any]](_PIECES, times["process"], times["write"])
+        pieces = Link[Pieces[Any]](PIECES_IN_LINK, times["process"], times["write"])
         receipts: list[Receipt] = []
         with closing(bigchunks), closing(lent), closing(pieces):
             async with anyio.create_task_group() as tasks:

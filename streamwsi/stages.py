@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from .chunks import Batch, BigChunk, Damage, Pieces, Plan, Receipt, Region, SmallChunks
 from .slides import Slide, SlideRef
+from .values import ValueType
 from .workers import Workers
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SlideReader",
     "SlideWriter",
     "Source",
+    "TellsValues",
 ]
 
 V_co = TypeVar("V_co", covariant=True)
@@ -69,12 +71,20 @@ class ReadTally:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What identifies a lane's output besides the slide: JSON-able configurations by stage."""
+    """What a lane's output is made from besides the slide.
+
+    The JSON-able configurations of the stages identify it. `values` does not: it follows from
+    them.
+
+    Attributes:
+        values: what the processor gives per window, where it could say so beforehand.
+    """
 
     sampler: Mapping[str, Any]
     processor: Mapping[str, Any]
     sink: Mapping[str, Any]
     source: Mapping[str, Any] = field(default_factory=dict)
+    values: ValueType | None = None
 
 
 class SlideReader(Protocol):
@@ -184,19 +194,35 @@ class RunningProcessor(Protocol[V_co]):
 
 
 @runtime_checkable
-class HoldsBuffers(Protocol):
-    """A running processor that holds windows in memory of its own."""
+class TellsValues(Protocol):
+    """A running processor that can say what its values will be, before it is given windows."""
 
-    def fit(self, plan: Plan, room: int) -> int:
-        """Work in as many buffers as `room` holds, from now on, but in one at least.
+    def value_type(self, blank: Batch) -> ValueType | None:
+        """What it gives per window; None where it cannot tell. Blocks: it may call a model.
 
         Args:
-            plan: whose windows the buffers are for.
+            blank: white windows of the size and dtype of those to come
+                (`streamwsi.values.blank_batch`).
+
+        Raises:
+            CannotProcess: such windows cannot be processed.
+        """
+
+
+@runtime_checkable
+class HoldsBuffers(Protocol):
+    """A running processor that holds windows, values or a model in memory of its own."""
+
+    def fit(self, plan: Plan, room: int) -> int:
+        """Work on as many batches at a time as `room` holds, from now on, but on one at least.
+
+        Args:
+            plan: whose windows the batches are of.
             room: bytes.
 
         Returns:
-            Bytes that the buffers take together, for all slides; more than `room` where one
-            buffer does.
+            Bytes that it takes, for all slides together; more than `room` where one batch
+            does. Blocks: it may call a model.
         """
 
 
@@ -204,8 +230,13 @@ class HoldsBuffers(Protocol):
 class HoldsOutput(Protocol):
     """A sink that holds values in memory until it stores them."""
 
-    def memory(self, plan: Plan) -> int:
-        """Bytes that one open output takes at most."""
+    def memory(self, plan: Plan, values: ValueType | None) -> int:
+        """Bytes that one open output takes at most.
+
+        Args:
+            plan: what goes into it.
+            values: what a window gives, where that is known.
+        """
 
 
 class Processor(Protocol[V_co]):

@@ -24,6 +24,7 @@ from streamwsi.stages import HoldsBuffers, HoldsOutput
 from streamwsi.testing.faults import Checksums, RecordingSink, ScriptedSource
 from streamwsi.testing.outputs import grid_plan
 from streamwsi.testing.synthetic import slide_array
+from streamwsi.values import ValueType
 
 MIB = 2**20
 #: 16 windows of 3 KiB in a row.
@@ -42,7 +43,7 @@ class Reader:
 class Sink(RecordingSink):
     """Holds two."""
 
-    def memory(self, plan: Any) -> int:
+    def memory(self, plan: Any, values: ValueType | None) -> int:
         return 2 * MIB
 
 
@@ -65,19 +66,20 @@ def test_what_says_how_much_it_holds() -> None:
         assert isinstance(stage, HoldsBuffers)
     for sink in (HeatmapZarr("out"), Pdmcsv("out")):
         assert isinstance(sink, HoldsOutput)
-        assert 0 < sink.memory(PLAN) <= 256 * 64 * 1024
+        assert 0 < sink.memory(PLAN, None) <= 256 * 64 * 1024
 
 
 @pytest.mark.parametrize(("lanes", "at_once"), [(1, 1), (1, 16), (3, 4)])
 def test_the_parts_fit_into_the_limit(lanes: int, at_once: int) -> None:
     batch_copies = 3 * 8 * 32 * 32 * 3  # regions of 16 windows: three batches of eight at most
+    values = 6 * 8 * 32 * 32 * 3  # six batches of values that are taken to be as large
     for nbytes in range(20 * MIB, 200 * MIB, 7 * MIB):
         with processor(at_once) as stage:
             for_reader = share(nbytes, lanes, stage)
             buffers = stage.fit(PLAN, 0)
             assert buffers == 4 * MIB
             assert for_reader >= MIB
-            assert lanes * (for_reader + 2 * MIB + batch_copies) + buffers <= nbytes
+            assert lanes * (for_reader + 2 * MIB + batch_copies + values) + buffers <= nbytes
 
 
 def test_more_memory_means_more_buffers() -> None:
@@ -104,8 +106,22 @@ def test_stages_that_hold_nothing_of_their_own() -> None:
     class Plain:
         batch_size = 1
 
-    # One batch of one window may reach over the end of a region.
-    assert share(10 * MIB, 2, Plain(), RecordingSink()) == 5 * MIB - 3 * 32 * 32
+    # One batch of one window may reach over the end of a region, and six values wait.
+    assert share(10 * MIB, 2, Plain(), RecordingSink()) == 5 * MIB - 7 * 3 * 32 * 32
+
+
+def test_values_that_are_known_count() -> None:
+    """Six batches of them wait for the sink, or are on the way to it."""
+    reader: Any = Reader()
+    with processor(1) as stage:
+        shares = [
+            reading_share(Budget(100 * MIB, 1), reader, PLAN, stage, RecordingSink(), values)
+            for values in (ValueType((1,), np.dtype("f4")), ValueType((2, 64, 64), np.dtype("f4")))
+        ]
+        assert shares[0] - shares[1] == 6 * 8 * (2 * 64 * 64 - 1) * 4
+        huge = ValueType((2, 256, 256), np.dtype("f4"))
+        with pytest.raises(ConfigError, match="smallest that does is 32 MiB"):
+            reading_share(Budget(30 * MIB, 1), reader, PLAN, stage, Sink(), huge)
 
 
 async def test_too_small_a_limit_is_refused_before_anything_is_opened() -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "streamwsi"
 ENGINE = ["exports", "errors", "geometry", "limits", "slides", "manifests", "resolutions"]
 ENGINE += [
     "chunks",
+    "values",
     "resampling",
     "blocks",
     "worker_child",

@@ -36,6 +36,7 @@ import numpy.typing as npt
 
 from ..chunks import Batch, Pieces, Plan
 from ..errors import CannotProcess, ConfigError, ContractBroken, StreamwsiError
+from ..values import ValueType
 from ..workers import Workers
 
 __all__ = ["BatchProcessor", "RunningBatchProcessor", "first_line"]
@@ -63,6 +64,9 @@ class RunningBatchProcessor(Generic[V]):
         at_once: how many threads these are.
         window_bytes: memory that `compute` takes per window; asked with shape
             ``(height, width, channels)`` and dtype. None stands for a copy of the pixels.
+        held: bytes that it holds all the time.
+        value_type: see `streamwsi.stages.TellsValues`; called in one of `threads`. None where
+            it cannot tell.
 
     Raises:
         ConfigError: `batch_size` is below 1.
@@ -76,6 +80,8 @@ class RunningBatchProcessor(Generic[V]):
         threads: ThreadPoolExecutor,
         at_once: int = 1,
         window_bytes: WindowBytes | None = None,
+        held: int = 0,
+        value_type: Callable[[Batch], ValueType] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
@@ -85,16 +91,24 @@ class RunningBatchProcessor(Generic[V]):
         self._threads = threads
         self._at_once = at_once
         self._window_bytes = window_bytes or _pixel_bytes
+        self._held = held
+        self._value_type = value_type
         self._turns = _Turns(at_once)
+
+    def value_type(self, blank: Batch) -> ValueType | None:
+        """See `streamwsi.stages.TellsValues`."""
+        if self._value_type is None:
+            return None
+        return self._threads.submit(self._value_type, blank).result()
 
     def fit(self, plan: Plan, room: int) -> int:
         """See `streamwsi.stages.HoldsBuffers`."""
         box, slide = plan.place(0).box, plan.slide
         shape = (box.height, box.width, slide.channels)
         each = self.batch_size * self._window_bytes(shape, np.dtype(slide.dtype))
-        count = max(1, min(self._at_once, room // each))
+        count = max(1, min(self._at_once, (room - self._held) // each))
         self._turns.most = min(self._turns.most, count)
-        return count * each
+        return self._held + count * each
 
     async def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[V], None]:
         """One `Pieces` a batch, in order.

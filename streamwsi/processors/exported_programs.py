@@ -53,6 +53,7 @@ class ExportedModel:
 
     Attributes:
         batch: the only number of windows that it takes; None where it takes any.
+        nbytes: bytes of its parameters, buffers and constants.
     """
 
     def __init__(self, program: torch.export.ExportedProgram, guards: tuple[Guard, ...]) -> None:
@@ -62,6 +63,8 @@ class ExportedModel:
             raise Refused(f"it takes {len(inputs)} inputs, not one tensor")
         first = nodes[0].meta["val"].shape[:1]
         self.batch = first[0] if first and isinstance(first[0], int) else None
+        held = (*program.state_dict.values(), *program.constants.values())
+        self.nbytes = sum(value.nbytes for value in held if isinstance(value, Tensor))
         self._guards = guards
         self._module = program.module()
 

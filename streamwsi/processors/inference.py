@@ -22,6 +22,8 @@ from torch import Tensor
 
 from ..chunks import Batch
 from ..errors import CannotProcess, ConfigError
+from ..values import ValueType
+from .activations import PeakOfTensors
 from .base import first_line
 from .device_chunks import DeviceChunks
 from .model_inputs import InputBuffer
@@ -38,6 +40,10 @@ _MOST_ON_CPU = 16
 """Windows per call of the model on a CPU, where several threads call it side by side: their
 inputs share a cache, and with 32 windows of 256×256 each, two threads took a fifth longer. Fewer
 than 16 are worse: oneDNN then leaves some convolutions to a road that is five times slower."""
+
+
+_COPIES_OF_VALUES = 2
+"""Each call's, and those of the batch, which they are joined to."""
 
 
 def device_for(name: str) -> torch.device:
@@ -109,6 +115,8 @@ class Inference:
         self._batch_size = batch_size
         on_cpu = self._device.type == "cpu" and self._model.batch is None
         self._at_once = min(batch_size, _MOST_ON_CPU) if on_cpu else batch_size
+        # What is measured is the plain model: torch's counting and its compiler exclude each other.
+        self._plain = self._model
         if compiled:
             self._model = compiled_model(self._model, self._at_once)
         self._mean, self._std = mean, std
@@ -116,6 +124,10 @@ class Inference:
         self._buffers: list[InputBuffer] = []
         self._intra_op = torch.get_num_threads()
         self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        #: Bytes of activations and of the value, per window, for windows seen by `value_type`.
+        self._measured: dict[tuple[tuple[int, ...], np.dtype[Any]], tuple[int, int]] = {}
+        #: Bytes of this machine's memory that the model takes.
+        self.held = self._model.nbytes if self._device.type == "cpu" else 0
         self.config: Mapping[str, Any] = {
             "model": self._model.description,
             "batch_size": batch_size,
@@ -147,19 +159,41 @@ class Inference:
             CannotProcess: the model failed, or returned something unusable.
         """
         with torch.inference_mode(), self._precision():
-            values = [self._call(part) for part in batch.cuts(self._at_once)]
+            values = [self._call(part, self._model) for part in batch.cuts(self._at_once)]
         return values[0] if len(values) == 1 else np.concatenate(values)
+
+    def value_type(self, blank: Batch) -> ValueType:
+        """What the model gives per window; what it takes for that is remembered.
+
+        Raises:
+            CannotProcess: as `compute`.
+        """
+        tensors = PeakOfTensors()
+        with torch.inference_mode(), self._precision():
+            values = self._call(blank, self._plain, tensors)
+        value = ValueType(values.shape[1:], values.dtype)
+        # On a GPU the tensors lie over there.
+        rows = max(len(blank), self._plain.batch or 1)
+        activations = tensors.peak // rows if self._device.type == "cpu" else 0
+        self._measured[blank.shape[1:], blank.dtype] = activations, value.nbytes
+        return value
 
     def _precision(self) -> AbstractContextManager[None]:
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(self._device.type, self._autocast)
 
-    def _call(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def _call(
+        self,
+        batch: Batch,
+        model: LoadedModel,
+        watch: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  it has no state
+    ) -> npt.NDArray[np.float32]:
         buffer = self._input(batch)
-        images = buffer.fill(batch, self._model.batch or 1)
+        images = buffer.fill(batch, model.batch or 1)
         try:
-            output = self._model.call(images)
+            with watch:
+                output = model.call(images)
             return self._values(output, len(batch), images.shape)
         except CannotProcess:
             raise
@@ -169,10 +203,13 @@ class Inference:
             self._buffers.append(buffer)
 
     def window_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-        """Bytes of this machine's memory that a buffer takes per window of a batch."""
+        """Bytes of this machine's memory that a batch takes per window: the input and what the
+        model makes of it, for the windows of one call, and the values of all."""
         # On a GPU the floats lie over there, and the raw pixels here.
         each = math.prod(shape) * (4 if self._device.type == "cpu" else dtype.itemsize)
-        return -(-each * self._at_once // self._batch_size)
+        activations, value = self._measured.get((shape, np.dtype(dtype)), (0, 0))
+        each += activations
+        return -(-each * self._at_once // self._batch_size) + _COPIES_OF_VALUES * value
 
     def close(self) -> None:
         """Put a module of the caller's back as it was, and torch's number of threads."""

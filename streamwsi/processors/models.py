@@ -60,6 +60,7 @@ class LoadedModel:
         description: what identifies it, JSON-able.
         channel_names: what its output's channels are called, where it says so.
         batch: the only number of windows that it takes; None where it takes any.
+        nbytes: bytes of its parameters and buffers.
         close: puts a module of the caller's back as it was.
     """
 
@@ -67,6 +68,7 @@ class LoadedModel:
     description: Mapping[str, Any]
     channel_names: tuple[str, ...] | None = None
     batch: int | None = None
+    nbytes: int = 0
     close: Callable[[], None] = _nothing
 
 
@@ -131,7 +133,7 @@ def _of_file(path: Path, device: torch.device) -> LoadedModel:
     description = {"kind": kind, "name": path.name, "sha256": sha256_of(path)}
     if kind == "torch.export":
         program = load_exported(path, device)
-        return LoadedModel(program, description, batch=program.batch)
+        return LoadedModel(program, description, batch=program.batch, nbytes=program.nbytes)
     with warnings.catch_warnings():
         # torch would like everybody to move on to torch.export.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -141,7 +143,7 @@ def _of_file(path: Path, device: torch.device) -> LoadedModel:
             raise ConfigError(
                 f"the TorchScript file {path} cannot be loaded: {first_line(error)}"
             ) from error
-    return LoadedModel(_unoptimised(script), description)
+    return LoadedModel(_unoptimised(script), description, nbytes=_nbytes(script))
 
 
 def _unoptimised(script: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -183,8 +185,17 @@ def _of_module(module: nn.Module, device: torch.device) -> LoadedModel:
     names = tuple(str(name) for name in names) if isinstance(names, list | tuple) else None
     scripted = isinstance(module, torch.jit.ScriptModule)
     return LoadedModel(
-        _unoptimised(module) if scripted else module, description, names, close=restore
+        _unoptimised(module) if scripted else module,
+        description,
+        names,
+        nbytes=_nbytes(module),
+        close=restore,
     )
+
+
+def _nbytes(module: nn.Module) -> int:
+    values = (*module.parameters(), *module.buffers())
+    return sum(value.nbytes for value in values if value.layout is torch.strided)
 
 
 def _is_plain_kernel(value: Tensor) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from torch import nn
 
 from ..chunks import Batch
+from ..values import ValueType
 from .inference import Inference
 
 __all__ = ["Replicas"]
@@ -33,6 +34,7 @@ class Replicas:
     Attributes:
         config: what identifies the results, JSON-able.
         threads: how many threads compute at the same time, for all devices together.
+        held: bytes of this machine's memory that the models take.
 
     Raises:
         ConfigError: the model or a device cannot be had.
@@ -50,6 +52,7 @@ class Replicas:
             self.close()
             raise
         self.config: Mapping[str, Any] = self._all[0].config
+        self.held = sum(inference.held for inference in self._all)
         self.threads = (threads or self._all[0].threads) * len(devices)
         self._entered = itertools.count()
         self._local = threading.local()
@@ -65,9 +68,14 @@ class Replicas:
         inference: Inference = self._local.inference
         return inference.compute(batch)
 
+    def value_type(self, blank: Batch) -> ValueType:
+        """See `Inference.value_type`; on the thread's device."""
+        inference: Inference = self._local.inference
+        return inference.value_type(blank)
+
     def window_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-        """See `Inference.window_bytes`."""
-        return self._all[0].window_bytes(shape, dtype)
+        """See `Inference.window_bytes`; on whichever device has seen such windows."""
+        return max(inference.window_bytes(shape, dtype) for inference in self._all)
 
     def close(self) -> None:
         """Put a module of the caller's back as it was."""

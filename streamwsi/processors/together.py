@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from ..chunks import Batch, Pieces, Plan
 from ..errors import ConfigError, ContractBroken, StageMismatch
-from ..stages import HoldsBuffers, Processor, RunningProcessor
+from ..stages import HoldsBuffers, Processor, RunningProcessor, TellsValues
+from ..values import ValueType
 from ..workers import Workers
 
 __all__ = ["Together"]
@@ -89,6 +90,18 @@ class _Running:
             "processors": configs,
             "channels": _channels(configs),
         }
+
+    def value_type(self, blank: Batch) -> ValueType | None:
+        """See `streamwsi.stages.TellsValues`: their channels side by side."""
+        types = [
+            p.value_type(blank) if isinstance(p, TellsValues) else None for p in self._processors
+        ]
+        told = [t for t in types if t is not None and len(t.shape) in (0, 1, 3)]
+        shapes = [t.shape or (1,) for t in told]
+        if len(told) < len(types) or len({shape[1:] for shape in shapes}) > 1:
+            return None
+        channels = sum(shape[0] for shape in shapes)
+        return ValueType((channels, *shapes[0][1:]), np.result_type(*(t.dtype for t in told)))
 
     def fit(self, plan: Plan, room: int) -> int:
         """See `streamwsi.stages.HoldsBuffers`: equal shares."""

@@ -133,6 +133,8 @@ class TorchModule:
                     threads,
                     replicas.threads,
                     replicas.window_bytes,
+                    replicas.held,
+                    replicas.value_type,
                 )
         finally:
             replicas.close()

@@ -19,6 +19,7 @@ pixels that mean nothing: it is zero, and its value will be NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ import numpy as np
 from ..chunks import Batch, BigChunk, Pieces, Pixels, Placement, Plan, Region
 from ..errors import CannotProcess, ConfigError, StreamwsiError
 from ..geometry import Box
-from ..stages import HoldsBuffers, Processor, RunningProcessor
+from ..stages import HoldsBuffers, Processor, RunningProcessor, TellsValues
+from ..values import ValueType
 from ..workers import Workers
 from .base import first_line
 from .callables import as_array, described, name_of
@@ -94,6 +96,8 @@ class _Running(Generic[V]):
         self._window = window
         self._batch = batch
         self._results: dict[Any, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        #: Bytes of a transformed window, by shape and dtype of the window.
+        self._bytes: dict[tuple[tuple[int, ...], np.dtype[Any]], int] = {}
         self._lent = anyio.CapacityLimiter(_LENT)
         own = {"window": window and described(window), "batch": batch and described(batch)}
         # The rest stays where it is: sinks look for the names of the channels.
@@ -107,12 +111,21 @@ class _Running(Generic[V]):
         """The inner processor's."""
         return self._inner.batch_size
 
+    def value_type(self, blank: Batch) -> ValueType | None:
+        """See `streamwsi.stages.TellsValues`: of what the transforms make of blank windows."""
+        if not isinstance(self._inner, TellsValues):
+            return None
+        pixels = self._apply(blank)
+        self._bytes[blank.shape[1:], blank.dtype] = pixels[0].nbytes
+        return self._inner.value_type(Batch(blank.places, (pixels,), blank.valid))
+
     def fit(self, plan: Plan, room: int) -> int:
         """See `streamwsi.stages.HoldsBuffers`: half of it for the inner processor."""
         box, slide = plan.place(0).box, plan.slide
         inner = self._inner.fit(plan, room // 2) if isinstance(self._inner, HoldsBuffers) else 0
-        # What a transform returns is taken to be as large as the window, of float32.
-        each = self.batch_size * box.width * box.height * slide.channels * 4
+        shape, dtype = (box.height, box.width, slide.channels), np.dtype(slide.dtype)
+        # What nobody has tried is taken to be as large as the window, of float32.
+        each = self.batch_size * self._bytes.get((shape, dtype), 4 * math.prod(shape))
         most = max(1, min(int(self._lent.total_tokens), (room - inner) // each))
         self._lent.total_tokens = most
         return inner + most * each

@@ -38,6 +38,7 @@ from ..errors import CannotWrite, ConfigError, StageMismatch
 from ..heatmaps import Raster, left_out
 from ..slides import SlideRef
 from ..stages import Recipe
+from ..values import ValueType
 from .base import Output, ResumableWriter, claimed
 from .durable import read_json, sync_folders, write_json
 from .heatmap_metadata import channel_names, empty_array, ome_attributes
@@ -50,7 +51,8 @@ __all__ = ["HeatmapZarr"]
 _PLANNED = "planned"
 _COMPUTED, _DAMAGED, _LEFT_OUT = 1, 2, 3
 
-#: An open block (at most 32 MiB, whatever the values), and as much for storing it ...
+#: Where values are not known beforehand: an open block (at most 32 MiB, or one window), and as
+#: much for storing it ...
 _OPEN_BYTES = 64 << 20
 #: ... less on small slides, whose windows are taken to give at most this much.
 _WINDOW_BYTES = 64 << 10
@@ -81,10 +83,24 @@ class HeatmapZarr:
         """The group's path."""
         return (str(Path(self.out) / f"{slide.id}.zarr"),)
 
-    def memory(self, plan: Plan) -> int:
+    def memory(self, plan: Plan, values: ValueType | None) -> int:
         """See `streamwsi.stages.HoldsOutput`."""
+        raster = self._raster(plan, values)
+        if raster is not None:
+            return 2 * raster.block_bytes
         count = plan.count if plan.grid is None else plan.grid.count
         return min(_OPEN_BYTES, count * _WINDOW_BYTES)
+
+    def _raster(self, plan: Plan, values: ValueType | None) -> Raster | None:
+        """The raster of values that are known beforehand.
+
+        Raises:
+            StageMismatch: they cannot be laid out.
+        """
+        if plan.grid is None or values is None:
+            return None
+        shape = values.shape or (1,)
+        return Raster.of_values(plan.grid, (plan.count, *shape), self.chunk)
 
     @asynccontextmanager
     async def open(

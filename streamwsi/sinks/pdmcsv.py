@@ -30,6 +30,7 @@ from ..errors import ConfigError, StageMismatch
 from ..pdmcsv import format_rows
 from ..slides import SlideRef
 from ..stages import Recipe
+from ..values import ValueType
 from .base import Output, ResumableWriter, claimed
 from .durable import read_json, sync_folders, write_json
 from .records import State
@@ -42,6 +43,8 @@ _BUFFER_BYTES = 1 << 20
 #: Numbers that are being formatted, their text, and the buffer; less on small slides.
 _OPEN_BYTES = 16 << 20
 _WINDOW_BYTES = 64 << 10
+#: A number as text, with its share of the line's head, thrice: in columns, joined, without gaps.
+_NUMBER_BYTES = 256
 _REPLACED = "the file was replaced by another one"
 #: Numbers formatted at once: windows are collected up to the small one, and large batches cut
 #: at the large one.
@@ -67,9 +70,15 @@ class Pdmcsv:
         """The file's path."""
         return (str(Path(self.out) / f"{slide.id}.csv"),)
 
-    def memory(self, plan: Plan) -> int:
+    def memory(self, plan: Plan, values: ValueType | None) -> int:
         """See `streamwsi.stages.HoldsOutput`."""
-        return min(_OPEN_BYTES, plan.count * _WINDOW_BYTES)
+        if values is None:
+            return min(_OPEN_BYTES, plan.count * _WINDOW_BYTES)
+        # Up to `_FEW` numbers wait for more, with the batch that makes them enough ...
+        waiting = 2 * _FEW * values.dtype.itemsize + values.nbytes
+        # ... and at most `_MANY` (or one window) are formatted at a time.
+        numbers = min(plan.count * values.numbers, max(_MANY, values.numbers))
+        return waiting + numbers * _NUMBER_BYTES + 3 * _BUFFER_BYTES
 
     @asynccontextmanager
     async def open(

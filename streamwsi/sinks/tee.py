@@ -37,6 +37,7 @@ from ..chunks import Pieces, Plan, Receipt
 from ..errors import ConfigError, ContractBroken
 from ..slides import SlideRef
 from ..stages import HoldsOutput, Recipe, Sink, SlideWriter
+from ..values import ValueType
 
 __all__ = ["Tee"]
 
@@ -74,9 +75,11 @@ class Tee(Generic[V]):
         """The paths of all sinks."""
         return tuple(path for sink in self.sinks for path in sink.outputs(slide))
 
-    def memory(self, plan: Plan) -> int:
+    def memory(self, plan: Plan, values: ValueType | None) -> int:
         """See `streamwsi.stages.HoldsOutput`."""
-        return sum(sink.memory(plan) for sink in self.sinks if isinstance(sink, HoldsOutput))
+        return sum(
+            sink.memory(plan, values) for sink in self.sinks if isinstance(sink, HoldsOutput)
+        )
 
     @asynccontextmanager
     async def open(

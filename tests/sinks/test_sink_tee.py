@@ -318,7 +318,7 @@ def test_a_recipe_of_its_own(tmp_path: Path) -> None:
         "type": "tee",
         "sinks": [{"type": "heatmap-zarr", "chunk": 4}, {"type": "pdmcsv"}],
     }
-    assert tee.memory(PLAN) == sum(sink.memory(PLAN) for sink in (tee.sinks))  # type: ignore[attr-defined]
+    assert tee.memory(PLAN, None) == sum(sink.memory(PLAN, None) for sink in (tee.sinks))  # type: ignore[attr-defined]
 
 
 @pytest.fixture

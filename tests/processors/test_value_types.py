@@ -1,0 +1,133 @@
+"""What a processor says beforehand of its values, and of the memory that they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from streamwsi.chunks import Batch
+from streamwsi.errors import CannotProcess
+from streamwsi.geometry import Grid, Size
+from streamwsi.limits import Limits
+from streamwsi.processors import FunctionProcessor, Together, TorchModule, Transformed
+from streamwsi.processors.activations import PeakOfTensors
+from streamwsi.stages import HoldsBuffers, Processor, TellsValues
+from streamwsi.testing.outputs import grid_plan
+from streamwsi.values import ValueType, blank_batch
+from streamwsi.workers import open_workers
+
+PLAN = grid_plan(Grid(Size(256, 192), Size(64, 48), Size(64, 48)))
+F4 = np.dtype(np.float32)
+
+
+def mean() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def maps() -> nn.Module:
+    return nn.Conv2d(3, 5, 4, stride=4)
+
+
+def mean_of(batch: Batch) -> Any:
+    return batch.pixels.mean((1, 2, 3))
+
+
+async def told(processor: Processor[Any], most: int = 8) -> ValueType | None:
+    async with (
+        open_workers(Limits(worker_kind="inline")) as workers,
+        processor.open(workers) as running,
+    ):
+        assert isinstance(running, TellsValues)
+        return running.value_type(blank_batch(PLAN, most))
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        (TorchModule(mean()), (3,)),
+        (TorchModule(maps()), (5, 12, 16)),
+        (TorchModule(nn.Sequential(mean(), nn.Linear(3, 1), nn.Flatten(0))), (1,)),
+        (Together(TorchModule(mean()), TorchModule(mean())), (6,)),
+        (Transformed(TorchModule(maps()), window=lambda w: w[::2, ::2]), (5, 6, 8)),
+        (Transformed(TorchModule(maps()), batch=lambda b: b[:, :8, :8]), (5, 2, 2)),
+    ],
+)
+async def test_the_shape_is_told(processor: Processor[Any], expected: tuple[int, ...]) -> None:
+    assert await told(processor) == ValueType(expected, F4)
+
+
+async def test_programs_for_batches_of_one_size_are_filled_up(tmp_path: Path) -> None:
+    example = torch.zeros(4, 3, 48, 64)
+    torch.export.save(torch.export.export(maps().eval(), (example,)), tmp_path / "m.pt2")
+    processor = TorchModule(tmp_path / "m.pt2", batch_size=4)
+    assert await told(processor) == ValueType((5, 12, 16), F4)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        FunctionProcessor(mean_of),
+        Transformed(FunctionProcessor(mean_of), batch=lambda b: b),
+        Together(TorchModule(mean()), FunctionProcessor(mean_of)),
+        Together(TorchModule(mean()), TorchModule(maps())),
+    ],
+)
+async def test_nothing_is_told_where_nobody_knows(processor: Processor[Any]) -> None:
+    assert await told(processor) is None
+
+
+async def test_windows_that_the_model_refuses() -> None:
+    with pytest.raises(CannotProcess, match="the model failed on input of shape"):
+        await told(TorchModule(nn.Linear(7, 7)))
+
+
+def test_the_blank_windows_are_like_those_to_come() -> None:
+    batch = blank_batch(PLAN, 8)
+    assert batch.shape == (2, 48, 64, 3)
+    assert batch.dtype == np.uint8
+    assert batch.pixels.min() == 255
+    assert len(blank_batch(PLAN, 1)) == 1
+
+
+def test_tensors_are_counted_while_they_live() -> None:
+    """An obvious reference: 4 bytes times the elements, by hand."""
+    x = torch.zeros(1000)
+    with torch.inference_mode(), PeakOfTensors() as tensors:
+        a = x + 1  # 1000
+        b = a.repeat(3)  # 4000
+        b.mul_(2)  # in place
+        del a, b  # 0
+        c = (x + 1).reshape(10, 100)[:5]  # 1000, and views of it
+        assert float(c.sum()) == 500  # 1001
+    assert tensors.peak == 4 * 4000
+
+
+class Wide(nn.Module):
+    """Weights of 16 MiB, and 4 MiB of activations at a time per window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(1 << 22))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.mean((1, 2, 3)).reshape(-1, 1).repeat(1, 1 << 20)
+        return wide.mean(1, keepdim=True)
+
+
+async def test_weights_and_activations_are_part_of_what_a_model_holds() -> None:
+    processor = TorchModule(Wide(), batch_size=32, device="cpu", threads=2)
+    async with (
+        open_workers(Limits(worker_kind="inline")) as workers,
+        processor.open(workers) as running,
+    ):
+        assert isinstance(running, HoldsBuffers)
+        running.value_type(blank_batch(PLAN, 32))
+        taken = running.fit(PLAN, 1 << 40)
+    inputs = 16 * 48 * 64 * 3 * 4  # 16 windows of a batch at a time
+    expected = (16 << 20) + 2 * (16 * (4 << 20) + inputs)
+    assert expected <= taken <= expected + (1 << 20)

@@ -40,7 +40,7 @@ class Job:
     batch: int
     killed_within_s: float = 0.7
 
-    def command(self, slide: Path, out: Path) -> list[str]:
+    def command(self, slide: Path, out: Path, workers: int = 1, memory: str = "1GiB") -> list[str]:
         options = {
             "--model": f"slow_models:{self.model}",
             "--out": out,
@@ -48,7 +48,8 @@ class Job:
             "--kernel-size": self.kernel,
             "--stride": self.stride,
             "--batch-size": self.batch,
-            "--workers": 1,
+            "--workers": workers,
+            "--memory": memory,
         }
         return [
             *(sys.executable, "-m", "streamwsi", "heatmap", str(slide), "--json"),
@@ -98,10 +99,10 @@ def finished(command: list[str]) -> dict[str, Any]:
     return dict(outcome)
 
 
-def killed(job: Job, slide: Path, out: Path, progress: bool, delay_s: float) -> bool:
+def killed(job: Job, command: list[str], out: Path, progress: bool, delay_s: float) -> bool:
     """Whether the process was killed: so long after its output was there (or, where `progress`
     is asked for, after more of it was durable), unless it had ended."""
-    process, before = start(job.command(slide, out)), written(job, out)
+    process, before = start(command), written(job, out)
     while process.poll() is None:
         if written(job, out) > before if progress else job.output(out).exists():
             break
@@ -130,7 +131,10 @@ def kill_and_resume(job: Job, slide: Path, folder: Path, kills: int, seed: int) 
     finished(job.command(slide, whole))
     resumed = 0
     while kills:
-        if killed(job, slide, out, kills % 2 == 0, chance.uniform(0, job.killed_within_s)):
+        # Other limits each time: the bytes must not depend on them.
+        limits = chance.choice([(1, "1GiB"), (2, "200MiB"), (2, "64MiB")])
+        command = job.command(slide, out, *limits)
+        if killed(job, command, out, kills % 2 == 0, chance.uniform(0, job.killed_within_s)):
             kills -= 1
             resumed += written(job, out) > 0
         else:  # it came to its end: that must be right as well, and all begins anew

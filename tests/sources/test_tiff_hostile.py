@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import os
 import random
+import resource
+import signal
 import struct
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +296,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def fuzz(path: Path, seed: int, count: int) -> dict[str, int]:
-    """Open and read mutated files; only CannotOpen, CannotRead and Damage may come of it."""
+    """Open and read mutated files; only CannotOpen, CannotRead and Damage may come of it, each
+    within 10 s, and all within 1 GiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rng, files = random.Random(seed), small_files()
     seen = {"refused": 0, "damaged": 0, "whole": 0}
     for _ in range(count):
@@ -303,14 +309,36 @@ def fuzz(path: Path, seed: int, count: int) -> dict[str, int]:
         ref = SlideRef.of(path)
         TiffSource().accepts(ref)
         try:
-            slide = inspect_tiff(ref)
-            levels = [x.index for x in slide.pyramid.levels if x.size.width * x.size.height < 10**6]
-            damaged = [read_whole(ref, level) for level in levels]
+            with within(10):
+                slide = inspect_tiff(ref)
+                levels = [x for x in slide.pyramid.levels if x.size.width * x.size.height < 10**6]
+                damaged = [read_whole(ref, level.index) for level in levels]
         except (CannotOpen, CannotRead):
             seen["refused"] += 1
         else:
             seen["damaged" if any(damaged) else "whole"] += 1
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 1 << 20  # in KiB
     return seen
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail where the block takes longer: a hang that releases the interpreter, or does not."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"a file took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    # Should the hang be in C code that never comes back, the traceback is printed, and all ends.
+    faulthandler.dump_traceback_later(2 * seconds, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_mutated_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from ..heatmaps import Raster
 from ..slides import Mpp, PyramidLevel
 
-__all__ = ["channel_names", "empty_array", "ome_attributes"]
+__all__ = ["channel_names", "ome_attributes"]
 
 
 def channel_names(processor: Mapping[str, Any], count: int) -> list[str]:
@@ -17,22 +17,6 @@ def channel_names(processor: Mapping[str, Any], count: int) -> list[str]:
     if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
         return names
     return [str(i) for i in range(count)]
-
-
-def empty_array(raster: Raster) -> dict[str, Any]:
-    """The metadata of a zarr v3 array of that shape that holds nothing."""
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [*raster.shape],
-        "data_type": "float32",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*raster.chunks]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN",
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-        "attributes": {},
-        "dimension_names": ["c", "y", "x"],
-    }
 
 
 def ome_attributes(

@@ -10,9 +10,7 @@
   from pixels some of which could not be had, 3 not part of the plan (left out by a mask).
 
 The group's attribute ``streamwsi`` is the record (`streamwsi.sinks.base`): what the heatmap was
-made from, the names of its channels, and how far it is. The group's ``zarr.json`` is written
-here, by hand, because the watermark in it has to be replaced atomically and durably; and a
-finished heatmap is recognised without importing zarr. The arrays are zarr's.
+made from, the names of its channels, and how far it is (`streamwsi.sinks.zarr_groups`).
 
 Only open blocks are in memory; at a checkpoint they are stored as far as they are filled, so
 that the group opens at any time and shows all that is finished. Until the first pieces tell how
@@ -21,9 +19,8 @@ many channels there are, the image is an empty array, ``planned``: one channel, 
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +36,10 @@ from ..heatmaps import Raster, left_out
 from ..slides import SlideRef
 from ..stages import Recipe
 from ..values import ValueType
-from .base import Output, ResumableWriter, claimed
-from .durable import read_json, sync_folders, write_json
-from .heatmap_metadata import channel_names, empty_array, ome_attributes
+from .base import ResumableWriter, claimed
+from .durable import sync_folders
+from .heatmap_metadata import channel_names, ome_attributes
+from .zarr_groups import ZarrGroup, empty_array
 
 if TYPE_CHECKING:
     from .zarr_arrays import DurableStore, Front
@@ -128,96 +126,29 @@ class HeatmapZarr:
                 await writer.close()
 
 
-class _Group(Output):
+class _Group(ZarrGroup):
     kind = "HeatmapZarr"
-    #: Whether the arrays are on disk.
-    begun = False
-    #: What the first pieces tell: the image's metadata and the names of its channels.
-    ome: Mapping[str, Any] | None = None
-    channels: Sequence[str] = ()
+    mark = "channels"
 
-    def read(self) -> dict[str, Any] | None:
-        if not self.path.exists() or self._is_blank():
-            return None
-        attributes = (read_json(self.path / "zarr.json") or {}).get("attributes")
-        if not isinstance(attributes, dict) or not isinstance(attributes.get("streamwsi"), dict):
-            raise self.foreign(self.path, replaceable=self._is_zarr())
-        self.begun = "channels" in attributes["streamwsi"]
-        return dict(attributes["streamwsi"])
-
-    def _is_blank(self) -> bool:
-        """Whether there is only what an interrupted `begin` leaves."""
-        return self.path.is_dir() and all(map(_is_temporary, self.path.iterdir()))
-
-    def _is_zarr(self) -> bool:
-        marks = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
-        return any((self.path / mark).is_file() for mark in marks)
-
-    def check_replaceable(self) -> None:
-        if self.path.exists() and not self._is_blank() and not self._is_zarr():
-            raise ConfigError(
-                f"{self.path} exists and is not a zarr folder, so it is not overwritten; choose "
-                "another folder"
-            )
-
-    def begin(self) -> None:
-        self.begun = False
-        removed = self.hidden("removed")
-        # A folder cannot be removed at once: first it loses its name.
-        if removed.is_dir() and not removed.is_symlink():
-            shutil.rmtree(removed)
-        if self.path.exists():
-            self.path.rename(removed)
-            sync_folders([self.path.parent])
-            shutil.rmtree(removed)
-        self.path.mkdir()
-        self.save()  # before the rest: from here on the folder is known as ours
-        self._announce()
-
-    def _announce(self) -> None:
-        """Make it an image, empty as yet, for who opens it before the first pieces come."""
+    def announce(self) -> None:
         assert self.plan.grid is not None
         raster, slide = Raster(self.plan.grid), self.plan.slide
-        folder = self.path / _PLANNED
-        folder.mkdir(exist_ok=True)
-        write_json(folder / "zarr.json", empty_array(raster))
-        sync_folders([folder, self.path])
-        self.ome = ome_attributes(
-            slide.ref.id, raster, self.plan.level, slide.pyramid.mpp, _PLANNED
+        document = empty_array(raster.shape, raster.chunks, "float32", "NaN", ("c", "y", "x"))
+        self.write_array(_PLANNED, document)
+        self.describe(
+            ome_attributes(slide.ref.id, raster, self.plan.level, slide.pyramid.mpp, _PLANNED)
         )
         self.save()
+
+    def describe(self, ome: Mapping[str, Any]) -> None:
+        """Set the image's metadata."""
+        self.attributes = {"ome": ome}
 
     def forget_planned(self) -> None:
         """Remove the empty image, once the other one is there."""
         if (self.path / _PLANNED).exists():
             shutil.rmtree(self.path / _PLANNED)
             sync_folders([self.path])
-
-    def repair(self) -> None:
-        for folder, folders, files in os.walk(self.path):
-            for name in (*folders, *files):
-                if Path(folder, name).is_symlink():
-                    raise ConfigError(
-                        f"{Path(folder, name)} is a symbolic link, and outputs are not written "
-                        "through links; choose another folder, or --overwrite starts afresh"
-                    )
-        for path in filter(_is_temporary, [*self.path.iterdir()]):
-            path.unlink()
-        if not self.begun:
-            self._announce()
-
-    def save(self) -> None:
-        record = {**self.record, "channels": self.channels} if self.channels else self.record
-        image = {"ome": self.ome} if self.ome is not None else {}
-        attributes: dict[str, Any] = {**image, "streamwsi": record}
-        write_json(
-            self.path / "zarr.json",
-            {"zarr_format": 3, "node_type": "group", "attributes": attributes},
-        )
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".partial")
 
 
 class _Writer(ResumableWriter):
@@ -267,8 +198,8 @@ class _Writer(ResumableWriter):
         image = Raster.of_values(self._grid, shape, self._chunk)
         valid = Raster(self._grid, side=self._chunk, itemsize=1)
         self._store = arrays.DurableStore(group.path)
-        group.ome = ome_attributes(slide.ref.id, image, group.plan.level, slide.pyramid.mpp)
-        group.channels = channel_names(group.identity["processor"], image.channels)
+        group.describe(ome_attributes(slide.ref.id, image, group.plan.level, slide.pyramid.mpp))
+        group.told = {"channels": channel_names(group.identity["processor"], image.channels)}
         fronts = await (self._reopen if group.begun else self._create)(image, valid)
         await anyio.to_thread.run_sync(group.forget_planned)
         return fronts

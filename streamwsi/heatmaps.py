@@ -2,9 +2,9 @@
 into chunks, and where its cells lie on the slide.
 
 A processor gives each window either C numbers (a *vector*: one cell of the raster) or a map
-``(C, h, w)`` (h × w cells). Maps are laid side by side without blending, so their windows must
-tile the level: stride == kernel. Window (row, column) fills the cells
-``[row·h, (row + 1)·h) × [column·w, (column + 1)·w)``.
+``(C, h, w)`` (h × w cells). Maps are laid side by side here, so their windows must tile the
+level: stride == kernel (`streamwsi.mosaics` is for those that overlap). Window (row, column)
+fills the cells ``[row·h, (row + 1)·h) × [column·w, (column + 1)·w)``.
 
 Windows arrive in the order of the grid: by panel, row, column. What has begun to arrive but is
 not whole has to stay in memory; a `Block` is that: whole rows of windows of one panel where
@@ -104,21 +104,20 @@ class Raster:
         """The raster for values ``(n, C)`` or ``(n, C, h, w)``.
 
         Raises:
-            StageMismatch: values of another shape, or maps whose windows do not tile the level.
+            StageMismatch: values of another shape.
         """
         if len(shape) not in (2, 4) or 0 in shape[1:]:
             raise StageMismatch(
                 "a heatmap needs values of shape (n, C) or (n, C, h, w), but the processor "
                 f"returned {shape}"
             )
-        raster = cls(grid, shape[1], Size(shape[3], shape[2]) if len(shape) == 4 else _ONE)
-        if raster.window != _ONE and grid.stride != grid.kernel:
-            raise StageMismatch(
-                f"the processor returns maps of {raster.window} cells for windows of {grid.kernel} "
-                f"that lie {grid.stride} apart; maps are laid side by side, so set the stride "
-                "equal to the kernel"
-            )
-        return cls(grid, raster.channels, raster.window, side)
+        window = Size(shape[3], shape[2]) if len(shape) == 4 else _ONE
+        return cls(grid, shape[1], window, side)
+
+    @property
+    def of_codes(self) -> Raster:
+        """The raster that has one byte for each window."""
+        return Raster(self.grid, side=self.side, itemsize=1)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -35,11 +35,12 @@ ENGINE += [
 ]
 ENGINE += ["mixing", "slots", "streams", "torch_dataset"]
 VALUES, FRAME = ENGINE[: ENGINE.index("blocks")], ENGINE[: ENGINE.index("links")]
-FORMATS = ["pdmcsv", "heatmaps", "tissue"]
+FORMATS = ["pdmcsv", "heatmaps", "blending", "mosaics", "tissue"]
 STAGES = ["sources", "samplers", "processors", "sinks"]
 MAY_IMPORT = {
     **{name: ENGINE[:i] for i, name in enumerate(ENGINE)},
     **dict.fromkeys([*FORMATS, "pictures"], VALUES),
+    "mosaics": [*VALUES, "heatmaps", "blending"],
     **dict.fromkeys(STAGES, FRAME + FORMATS),
     "thumbnails": FRAME,
     "testing": ENGINE + FORMATS + STAGES,

@@ -117,6 +117,9 @@ class Output(ABC):
             + hint
         )
 
+    def completed(self) -> None:  # noqa: B027  most have nothing to do
+        """Remove what only an unfinished output needs."""
+
     def find(self) -> bool:
         """Take up the state of the output on disk; False where there is none.
 
@@ -165,7 +168,8 @@ class Output(ABC):
         sync_folders([*parents, self.path.parent])
 
     def _sweep(self) -> None:
-        """Remove the lock file of a process that died when all was written."""
+        """Remove what a process has left that died when all was written."""
+        self.completed()
         if self.hidden("lock").exists():
             with contextlib.suppress(ConfigError, OSError):
                 Lock(self.hidden("lock"), self.path).release()
@@ -264,9 +268,14 @@ class ResumableWriter(ABC):
             raise
         with self._safely():
             await self._checkpoint()
+            await anyio.to_thread.run_sync(self._output.completed)
         outputs = (str(self._output.path),)
         written = self._pieces - self._start
         return Receipt(self._output.plan.slide.ref.id, written, outputs, self._invalid)
+
+    def _durable(self) -> tuple[int, int]:
+        """After `_flush`: pieces that need not come again, and how many of these are invalid."""
+        return self._pieces, self._invalid
 
     def _expect(self, batch: Pieces[Any]) -> None:
         if batch.places.start != self._pieces:
@@ -298,7 +307,8 @@ class ResumableWriter(ABC):
         if state.pieces == self._pieces:
             return
         nbytes = await self._flush()
-        self._output.state = replace(
-            state, pieces=self._pieces, invalid=self._invalid, nbytes=nbytes
-        )
+        pieces, invalid = self._durable()
+        if pieces == state.pieces:
+            return
+        self._output.state = replace(state, pieces=pieces, invalid=invalid, nbytes=nbytes)
         await anyio.to_thread.run_sync(self._output.save)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..heatmaps import Raster
+from ..mosaics import Mosaic
 from ..slides import Mpp, PyramidLevel
 
 __all__ = ["channel_names", "ome_attributes"]
@@ -20,7 +21,7 @@ def channel_names(processor: Mapping[str, Any], count: int) -> list[str]:
 
 
 def ome_attributes(
-    name: str, raster: Raster, level: PyramidLevel, mpp: Mpp | None, path: str = "0"
+    name: str, raster: Raster | Mosaic, level: PyramidLevel, mpp: Mpp | None, path: str = "0"
 ) -> dict[str, Any]:
     """The image's metadata, as OME-NGFF 0.5 has it."""
     transform = raster.transform(level, mpp)

@@ -2,19 +2,20 @@
 
 ``OUT/<slide id>.zarr`` is a zarr v3 group with two arrays:
 
-- ``0``: float32 ``(c, y, x)``, NaN where nothing was computed: the image. A processor's vector
-  is one cell, a map ``(C, h, w)`` is laid beside its neighbours (`streamwsi.heatmaps`). The
-  image's transformations say where the cells lie, in micrometres, or in level-0 pixels where
-  the slide has no mpp.
-- ``valid``: uint8 ``(y, x)``, a cell per window: 0 nothing computed, 1 computed, 2 computed
-  from pixels some of which could not be had, 3 not part of the plan (left out by a mask).
+- ``0``: float ``(c, y, x)``, NaN where nothing was computed, or labels ``(y, x)``: the image. A
+  processor's vector is one cell, and so is each number of a map ``(C, h, w)``. Maps are laid
+  beside their neighbours (`side_by_side`), or, where windows overlap or reach beyond the level,
+  blended with them (`merging`). The image's transformations say where the cells lie, in
+  micrometres, or in level-0 pixels where the slide has no mpp.
+- ``valid``: uint8 ``(y, x)``, a cell per window, or of a map that is blended per cell: 0 nothing
+  computed, 1 computed, 2 could not be computed for pixels that could not be had, 3 not part of
+  the plan (left out by a mask).
 
 The group's attribute ``streamwsi`` is the record (`streamwsi.sinks.base`): what the heatmap was
 made from, the names of its channels, and how far it is (`streamwsi.sinks.zarr_groups`).
 
-Only open blocks are in memory; at a checkpoint they are stored as far as they are filled, so
-that the group opens at any time and shows all that is finished. Until the first pieces tell how
-many channels there are, the image is an empty array, ``planned``: one channel, NaN everywhere.
+The group opens at any time and shows all that is finished. Until the first pieces tell how many
+channels there are, the image is an empty array, ``planned``: one channel, NaN everywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,24 +31,30 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from ..blending import BLENDS, Blend
 from ..chunks import Pieces, Plan
 from ..errors import CannotWrite, ConfigError, StageMismatch
-from ..heatmaps import Raster, left_out
+from ..geometry import Grid, Size
+from ..heatmaps import Raster
+from ..mosaics import Mosaic
 from ..slides import SlideRef
 from ..stages import Recipe
 from ..values import ValueType
 from .base import ResumableWriter, claimed
+from .cell_types import CELL_TYPES, CellType, channels_of, dtype_of, fill_of
 from .durable import sync_folders
 from .heatmap_metadata import channel_names, ome_attributes
+from .seams import remove_seams
 from .zarr_groups import ZarrGroup, empty_array
 
 if TYPE_CHECKING:
-    from .zarr_arrays import DurableStore, Front
+    from .merging import Merging
+    from .side_by_side import SideBySide
+    from .zarr_arrays import AnyArray, DurableStore
 
 __all__ = ["HeatmapZarr"]
 
 _PLANNED = "planned"
-_COMPUTED, _DAMAGED, _LEFT_OUT = 1, 2, 3
 
 #: Where values are not known beforehand: an open block (at most 32 MiB, or one window), and as
 #: much for storing it ...
@@ -63,19 +70,41 @@ class HeatmapZarr:
     Args:
         out: the output folder; it is made where it is missing.
         chunk: cells per side of a chunk; chunks are smaller where cells are heavy.
+        blend: what becomes of cells that several windows have a value for: ``"mean"``,
+            ``"gaussian"``, ``"max"``, ``"crop"`` or ``"last"`` (`streamwsi.blending`).
+        dtype: ``"float32"``, ``"float16"``, or ``"labels"``: uint8, 1 + the channel with the
+            largest value, 0 where nothing was computed.
+
+    Raises:
+        ConfigError: a setting makes no sense.
     """
 
     out: str | Path
     chunk: int = 256
+    blend: Blend = "mean"
+    dtype: CellType = "float32"
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
             raise ConfigError(f"a heatmap's chunk must be at least 1 cell, not {self.chunk}")
+        for name, value, known in (
+            ("blend", self.blend, BLENDS),
+            ("dtype", self.dtype, CELL_TYPES),
+        ):
+            if value not in known:
+                raise ConfigError(
+                    f"a heatmap's {name} must be one of {', '.join(known)}, not {value!r}"
+                )
 
     @property
     def config(self) -> Mapping[str, Any]:
         """What identifies the heatmap; not the folder."""
-        return {"type": "heatmap-zarr", "chunk": self.chunk}
+        return {
+            "type": "heatmap-zarr",
+            "chunk": self.chunk,
+            "blend": self.blend,
+            "dtype": self.dtype,
+        }
 
     def outputs(self, slide: SlideRef) -> tuple[str, ...]:
         """The group's path."""
@@ -83,22 +112,24 @@ class HeatmapZarr:
 
     def memory(self, plan: Plan, values: ValueType | None) -> int:
         """See `streamwsi.stages.HoldsOutput`."""
-        raster = self._raster(plan, values)
-        if raster is not None:
-            return 2 * raster.block_bytes
-        count = plan.count if plan.grid is None else plan.grid.count
-        return min(_OPEN_BYTES, count * _WINDOW_BYTES)
+        if plan.grid is None or values is None:
+            count = plan.count if plan.grid is None else plan.grid.count
+            return min(_OPEN_BYTES, count * _WINDOW_BYTES)
+        cells = self.arrangement(plan.grid, (plan.count, *(values.shape or (1,))))
+        return 2 * cells.block_bytes if isinstance(cells, Raster) else cells.merging_bytes
 
-    def _raster(self, plan: Plan, values: ValueType | None) -> Raster | None:
-        """The raster of values that are known beforehand.
+    def arrangement(self, grid: Grid, shape: tuple[int, ...]) -> Raster | Mosaic:
+        """Where the cells of values ``(n, C)`` or ``(n, C, h, w)`` lie.
 
         Raises:
             StageMismatch: they cannot be laid out.
         """
-        if plan.grid is None or values is None:
-            return None
-        shape = values.shape or (1,)
-        return Raster.of_values(plan.grid, (plan.count, *shape), self.chunk)
+        raster = Raster.of_values(grid, shape, self.chunk)
+        stored = channels_of(self.dtype, raster.channels)
+        whole = grid.stride == grid.kernel and grid.pad is None
+        if raster.window != Size(1, 1) and not whole:
+            return Mosaic(grid, raster.channels, raster.window, self.chunk, self.chunk)
+        return replace(raster, channels=stored, itemsize=np.dtype(dtype_of(self.dtype)).itemsize)
 
     @asynccontextmanager
     async def open(
@@ -119,7 +150,7 @@ class HeatmapZarr:
             )
         output = _Group(Path(self.out), f"{plan.slide.ref.id}.zarr", plan, recipe)
         async with claimed(output, overwrite=overwrite):
-            writer = _Writer(output, self.chunk)
+            writer = _Writer(output, self)
             try:
                 yield writer
             finally:
@@ -144,6 +175,13 @@ class _Group(ZarrGroup):
         """Set the image's metadata."""
         self.attributes = {"ome": ome}
 
+    def begin(self) -> None:
+        remove_seams(self.path)
+        super().begin()
+
+    def completed(self) -> None:
+        remove_seams(self.path)
+
     def forget_planned(self) -> None:
         """Remove the empty image, once the other one is there."""
         if (self.path / _PLANNED).exists():
@@ -152,26 +190,28 @@ class _Group(ZarrGroup):
 
 
 class _Writer(ResumableWriter):
-    def __init__(self, output: _Group, chunk: int) -> None:
+    def __init__(self, output: _Group, sink: HeatmapZarr) -> None:
         super().__init__(output)
         assert output.plan.grid is not None
         self._group = output
         self._grid = output.plan.grid
-        self._chunk = chunk
+        self._sink = sink
         self._shape: tuple[int, ...] = ()
         self._store: DurableStore | None = None
-        self._fronts: list[Front] = []
+        self._map: SideBySide | Merging | None = None
 
     async def close(self) -> None:
         """End all writing before the output is unlocked."""
-        if self._store is not None:
-            with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):
+            if self._store is not None:
                 await self._store.settle()
+            if self._map is not None:
+                await anyio.to_thread.run_sync(self._map.close)
 
     async def _put(self, pieces: Pieces[Any]) -> None:
         values = _floats(pieces.values)
-        if not self._fronts:
-            self._fronts = await self._open_arrays(values.shape)
+        if self._map is None:
+            self._map = await self._open(values.shape)
             self._shape = values.shape[1:]
         if values.shape[1:] != self._shape:
             raise StageMismatch(
@@ -179,70 +219,78 @@ class _Writer(ResumableWriter):
                 f"then {values.shape[1:]} per window; a heatmap needs one shape"
             )
         values = values.reshape(*values.shape[:2], *(values.shape[2:] or (1, 1)))
-        codes = np.where(pieces.valid, _COMPUTED, _DAMAGED).astype(np.uint8).reshape(-1, 1, 1, 1)
-        image, valid = self._fronts
+        invalid = self._invalid + np.cumsum(~pieces.valid) - ~pieces.valid
         for run in pieces.places.runs():
-            at = slice(run.first - pieces.places.start, run.first - pieces.places.start + run.count)
-            await image.put(run, values[at])
-            await valid.put(run, codes[at])
+            first = run.first - pieces.places.start
+            at = slice(first, first + run.count)
+            await self._map.put(run, values[at], pieces.valid[at], int(invalid[first]))
 
     async def _flush(self) -> None:
-        for front in self._fronts:
-            await front.store()
-        if self._store is not None:
+        if self._map is not None and self._store is not None:
+            await self._map.flush(self._pieces == self._group.plan.count)
             await self._store.sync()
 
-    async def _open_arrays(self, shape: tuple[int, ...]) -> list[Front]:
+    def _durable(self) -> tuple[int, int]:
+        if self._map is None:
+            return super()._durable()
+        return self._map.durable(self._pieces, self._invalid)
+
+    async def _open(self, shape: tuple[int, ...]) -> SideBySide | Merging:
         arrays = await anyio.to_thread.run_sync(_zarr_arrays)
-        group, slide = self._group, self._group.plan.slide
-        image = Raster.of_values(self._grid, shape, self._chunk)
-        valid = Raster(self._grid, side=self._chunk, itemsize=1)
+        group, plan, fresh = self._group, self._group.plan, not self._group.begun
+        cells = self._sink.arrangement(self._grid, shape)
         self._store = arrays.DurableStore(group.path)
-        group.describe(ome_attributes(slide.ref.id, image, group.plan.level, slide.pyramid.mpp))
-        group.told = {"channels": channel_names(group.identity["processor"], image.channels)}
-        fronts = await (self._reopen if group.begun else self._create)(image, valid)
+        group.describe(ome_attributes(plan.slide.ref.id, cells, plan.level, plan.slide.pyramid.mpp))
+        group.told = {"channels": channel_names(group.identity["processor"], shape[1])}
+        image, codes = await (self._create if fresh else self._reopen)(cells)
+        written = await self._arranged(cells, image, codes)
+        await written.begin(self.resume_at, fresh)
+        if fresh:
+            await self._store.sync()
+            await anyio.to_thread.run_sync(group.save)
         await anyio.to_thread.run_sync(group.forget_planned)
-        return fronts
+        return written
 
-    async def _create(self, image: Raster, valid: Raster) -> list[Front]:
-        arrays, store = _zarr_arrays(), self._store
-        assert store is not None
-        fronts = [
-            await arrays.create_front(store, "0", image, "float32", np.nan, ("c", "y", "x")),
-            await arrays.create_front(store, "valid", valid, "uint8", 0, ("y", "x")),
+    async def _arranged(
+        self, cells: Raster | Mosaic, image: AnyArray, codes: AnyArray
+    ) -> SideBySide | Merging:
+        """What writes the arrays; importing it takes zarr."""
+        sink, plan = self._sink, self._group.plan
+        if isinstance(cells, Raster):
+            from .side_by_side import SideBySide
+
+            return SideBySide(image, codes, cells, sink.dtype, plan)
+        from .merging import Merging
+
+        # It allocates the whole front: not in the loop.
+        return await anyio.to_thread.run_sync(
+            Merging, image, codes, cells, sink.blend, sink.dtype, plan, self._group.path
+        )
+
+    async def _create(self, cells: Raster | Mosaic) -> list[AnyArray]:
+        arrays, dtype = _zarr_arrays(), self._sink.dtype
+        of_codes = cells.of_codes
+        axes = ("y", "x") if dtype == "labels" else ("c", "y", "x")
+        how = dtype_of(dtype), fill_of(dtype), axes
+        return [
+            await arrays.create_array(self._store, "0", cells.shape, cells.chunks, *how),
+            await arrays.create_array(
+                self._store, "valid", of_codes.shape, of_codes.chunks, "uint8", 0, ("y", "x")
+            ),
         ]
-        await self._mark_left_out(fronts[1])
-        await store.sync()
-        await anyio.to_thread.run_sync(self._group.save)
-        return fronts
 
-    async def _mark_left_out(self, valid: Front) -> None:
-        """Say of each cell without a window that there will be none."""
-        plan = self._group.plan
-        if plan.count == self._grid.count:
-            return
-        for run in left_out(self._grid, plan.runs(0, plan.count)):
-            await valid.put(run, np.full((run.count, 1, 1, 1), _LEFT_OUT, np.uint8))
-        await valid.store()
-        valid.keeps_stored = True
-
-    async def _reopen(self, image: Raster, valid: Raster) -> list[Front]:
-        arrays = _zarr_arrays()
-        fronts = [
-            await arrays.open_front(self._store, "0", image),
-            await arrays.open_front(self._store, "valid", valid),
+    async def _reopen(self, cells: Raster | Mosaic) -> list[AnyArray]:
+        arrays, dtype, of_codes = _zarr_arrays(), dtype_of(self._sink.dtype), cells.of_codes
+        found = [
+            await arrays.open_array(self._store, "0", cells.shape, cells.chunks, dtype),
+            await arrays.open_array(self._store, "valid", of_codes.shape, of_codes.chunks, "uint8"),
         ]
-        if None in fronts:
+        if None in found:
             raise CannotWrite(
-                f"{self._group.path} was begun with other values than {image.channels} × "
-                f"{image.window} per window; --overwrite starts afresh"
+                f"{self._group.path} was begun with other values than {cells.channels} × "
+                f"{cells.window} per window; --overwrite starts afresh"
             )
-        fronts[1].keeps_stored = self._group.plan.count < self._grid.count
-        if self.resume_at > 0:
-            for run in self._group.plan.runs(self.resume_at, self.resume_at + 1):
-                for front in fronts:
-                    await front.restore(run)
-        return fronts
+        return found
 
 
 def _zarr_arrays() -> Any:

@@ -28,7 +28,9 @@ from ..geometry import Run
 from ..heatmaps import Block, Raster
 from .durable import make_folders, replace_file, sync_folders
 
-__all__ = ["DurableStore", "Front", "create_front", "open_front"]
+__all__ = ["AnyArray", "DurableStore", "Front", "create_array", "open_array", "store_cells"]
+
+AnyArray = AsyncArray[Any]
 
 #: Beyond this, values are copied in a thread.
 _QUICK_BYTES = 1 << 20
@@ -108,7 +110,7 @@ class Front:
             than empty.
     """
 
-    def __init__(self, array: AsyncArray[Any], raster: Raster) -> None:
+    def __init__(self, array: AnyArray, raster: Raster) -> None:
         self._array = array
         self._raster = raster
         self._block = Block(0, 0, 0, 0)
@@ -163,13 +165,11 @@ class Front:
     async def store(self) -> None:
         """Write the open block, as far as it is filled."""
         if self._block.rows:
-            cells = self._cells if self._array.ndim == 3 else self._cells[0]
-            async with _decoding(self._array):
-                await self._array.setitem(self._selection(), cells)
+            await store_cells(self._array, self._raster.cells(self._block), self._cells)
 
 
 @asynccontextmanager
-async def _decoding(array: AsyncArray[Any]) -> AsyncIterator[None]:
+async def _decoding(array: AnyArray) -> AsyncIterator[None]:
     """Stored chunks are read back where a block shares them: they may have been damaged."""
     try:
         yield
@@ -182,24 +182,41 @@ async def _decoding(array: AsyncArray[Any]) -> AsyncIterator[None]:
         ) from error
 
 
-async def create_front(
-    store: DurableStore, path: str, raster: Raster, dtype: str, fill: float, axes: tuple[str, ...]
-) -> Front:
+async def store_cells(
+    array: AnyArray, cells: tuple[slice, slice], values: npt.NDArray[Any]
+) -> None:
+    """Write rows and columns of all channels, ``(C, rows, columns)``; of an array without a
+    channel axis one channel, or ``(rows, columns)``."""
+    if values.ndim > array.ndim:
+        values = values[0]
+    async with _decoding(array):
+        await array.setitem((slice(None),) * (array.ndim - 2) + cells, values)
+
+
+async def create_array(
+    store: DurableStore,
+    path: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: str,
+    fill: float,
+    axes: tuple[str, ...],
+) -> AnyArray:
     """A new array; what an interrupted run left in its place is removed.
 
     Args:
         store: the group's store.
         path: the array's name in the group.
-        raster: its shape and chunks, of which the last ``len(axes)`` are taken.
+        shape, chunks: of which the last ``len(axes)`` numbers are taken.
         dtype: numpy dtype.
         fill: the value of cells that nothing was computed for.
         axes: the names of the dimensions.
     """
-    array = await asynchronous.create_array(
+    return await asynchronous.create_array(
         store,
         name=path,
-        shape=raster.shape[-len(axes) :],
-        chunks=raster.chunks[-len(axes) :],
+        shape=shape[-len(axes) :],
+        chunks=chunks[-len(axes) :],
         dtype=dtype,
         fill_value=fill,
         # Not blosc: its result depends on the number of threads.
@@ -207,11 +224,12 @@ async def create_front(
         dimension_names=axes,
         overwrite=True,
     )
-    return Front(array, raster)
 
 
-async def open_front(store: DurableStore, path: str, raster: Raster) -> Front | None:
-    """The array of an earlier run; None where it does not fit the raster."""
-    array: AsyncArray[Any] = await asynchronous.open_array(store=store, path=path, zarr_format=3)
-    shape, chunks = raster.shape[-array.ndim :], raster.chunks[-array.ndim :]
-    return Front(array, raster) if (array.shape, array.chunks) == (shape, chunks) else None
+async def open_array(
+    store: DurableStore, path: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
+) -> AnyArray | None:
+    """The array of an earlier run; None where it is not of that shape, chunks and dtype."""
+    array: AnyArray = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    expected = shape[-array.ndim :], chunks[-array.ndim :], np.dtype(dtype)
+    return array if (array.shape, array.chunks, array.dtype) == expected else None

@@ -184,7 +184,12 @@ async def test_the_group_says_what_it_was_made_from(tmp_path: Path) -> None:
         "source": {},
         "sampler": {"kernel_size": [4, 4], "stride": [4, 4], "panel": 2},
         "processor": processor,
-        "sink": {"type": "heatmap-zarr", "chunk": 256},
+        "sink": {
+            "type": "heatmap-zarr",
+            "chunk": 256,
+            "blend": "mean",
+            "dtype": "float32",
+        },
         "channels": ["tumour", "stroma"],
         "state": {"complete": True, "pieces": 4, "total": 4, "invalid": 1},
     }
@@ -214,7 +219,7 @@ async def test_other_numbers_become_float32(tmp_path: Path) -> None:
         (["a"] * 4, "the processor returned list"),
         (np.zeros((4, 1), np.complex64), "the processor returned complex64 array"),
         (np.zeros(4), r"values of shape \(n, C\)"),
-        (np.zeros((4, 1, 2, 2)), "set the stride equal to the kernel"),
+        (np.zeros((4, 1, 2, 2)), "not a whole number of cells; the nearest that fit are 2 or 4"),
     ],
 )
 async def test_values_that_make_no_heatmap(tmp_path: Path, values: Any, message: str) -> None:

@@ -25,19 +25,19 @@ import numpy as np
 import numpy.typing as npt
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from ..chunks import Pieces, Places, Plan
+from ..chunks import Pieces, Plan
 from ..errors import ConfigError, StageMismatch
 from ..pdmcsv import format_rows
 from ..slides import SlideRef
 from ..stages import Recipe
 from ..values import ValueType
-from .base import Output, ResumableWriter, claimed
-from .durable import read_json, sync_folders, write_json
+from .base import ResumableWriter, claimed
+from .corners import Corners, Windows
+from .durable import sync_folders
 from .records import State
+from .sidecars import FileOutput
 
 __all__ = ["Pdmcsv"]
-
-Corners = npt.NDArray[np.int64]
 
 _BUFFER_BYTES = 1 << 20
 #: Numbers that are being formatted, their text, and the buffer; less on small slides.
@@ -102,57 +102,22 @@ class Pdmcsv:
                 await writer.close()
 
 
-def _square(kernel: tuple[int, int]) -> int:
+def _square(kernel: tuple[int, int]) -> None:
     if kernel[0] != kernel[1]:
         raise ConfigError(
             f"pdmcsv has one kernel for both axes and cannot write windows of {kernel[0]}×"
             f"{kernel[1]}; choose a square kernel or another sink"
         )
-    return kernel[0]
 
 
-class _File(Output):
+class _File(FileOutput):
     kind = "Pdmcsv"
-
-    @property
-    def sidecar(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.json")
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        return *super().paths, self.sidecar
 
     def fresh_state(self) -> State:
         return State(self.plan.count, nbytes=0)
 
-    def _record(self) -> dict[str, Any] | None:
-        """The record, where the sidecar is ours."""
-        document = read_json(self.sidecar)
-        if document is None and not self.sidecar.exists():
-            return None
-        record = (document or {}).get("streamwsi")
-        state = State.from_json(record.get("state")) if isinstance(record, dict) else None
-        if state is None or state.nbytes is None:
-            raise self.foreign(self.sidecar, replaceable=False)
-        assert isinstance(record, dict)
-        return record
-
-    def read(self) -> dict[str, Any] | None:
-        record = self._record()
-        if self.path.exists():
-            if record is None or not self.path.is_file():
-                raise self.foreign(self.path, replaceable=self.path.is_file())
-            return record
-        # A sidecar without its file is what an interrupted `begin` leaves: nothing is lost.
-        return None
-
-    def check_replaceable(self) -> None:
-        self._record()
-        if self.path.exists() and not self.path.is_file():
-            raise ConfigError(
-                f"{self.path} exists and is not a file, so it is not overwritten; choose "
-                "another folder"
-            )
+    def owns(self, state: State) -> bool:
+        return state.nbytes is not None
 
     def begin(self) -> None:
         # The record first: a file without one would not be recognised as ours. A new file
@@ -172,9 +137,6 @@ class _File(Output):
                 )
             file.truncate(nbytes)
 
-    def save(self) -> None:
-        write_json(self.sidecar, {"streamwsi": self.record})
-
 
 class _Writer(ResumableWriter):
     def __init__(self, output: _File) -> None:
@@ -185,7 +147,7 @@ class _Writer(ResumableWriter):
         self._pending: list[tuple[Corners, npt.NDArray[Any]]] = []
         self._buffer = bytearray()
         self._file: AsyncFileIO | None = None
-        self._kernel = 0
+        self._windows = Windows()
 
     async def close(self) -> None:
         if self._file is not None:
@@ -196,7 +158,8 @@ class _Writer(ResumableWriter):
         values = _numbers(pieces.values)
         if self._pending and self._pending[0][1].shape[1:] != values.shape[1:]:
             await self._format()
-        corners = self._corners(pieces.places)
+        corners = self._windows.corners(pieces.places)
+        _square(self._windows.kernel)
         self._pending.append((corners, values))
         if sum(some.size for _, some in self._pending) >= _FEW:
             await self._format()
@@ -209,51 +172,28 @@ class _Writer(ResumableWriter):
             return
         corners, values = self._pending[0]
         if len(self._pending) > 1:
-            corners = np.concatenate([some for some, _ in self._pending], axis=1)
+            corners = np.concatenate([some for some, _ in self._pending])
             values = np.concatenate([some for _, some in self._pending])
         self._pending.clear()
         step = max(1, _MANY // values[0].size)
         for i in range(0, len(values), step):
             part = slice(i, i + step)
-            self._buffer += await anyio.to_thread.run_sync(
-                self._lines, corners[:, part], values[part]
-            )
+            self._buffer += await anyio.to_thread.run_sync(self._lines, corners[part], values[part])
             if len(self._buffer) >= _BUFFER_BYTES:
                 await self._drain()
 
     def _lines(self, corners: Corners, values: npt.NDArray[Any]) -> bytes:
         level = self._plan.level
         return format_rows(
-            corners[0],
-            corners[1],
+            corners[:, 1],
+            corners[:, 0],
             level.size.height,
             level.size.width,
             level.index,
-            self._kernel,
+            self._windows.kernel.width,
             float(level.downsample[0]),
             values,
         )
-
-    def _corners(self, places: Places) -> Corners:
-        """The windows' top-left corners, ``(2, n)``: y, then x."""
-        grid = self._plan.grid
-        if grid is None:
-            boxes = [place.box for place in places]
-            sizes = {(box.width, box.height) for box in boxes}
-            kernel = _square(sizes.pop())
-            if sizes or self._kernel not in (0, kernel):
-                raise StageMismatch("pdmcsv has one kernel, but the windows differ in size")
-            self._kernel = kernel
-            return np.array([[box.y for box in boxes], [box.x for box in boxes]], np.int64)
-        self._kernel = grid.kernel.width
-        corners = np.empty((2, len(places)), np.int64)
-        for run in places.runs():
-            at = slice(run.first - places.start, run.first - places.start + run.count)
-            corners[0, at] = run.row
-            corners[1, at] = np.arange(run.column, run.column + run.count)
-        corners *= np.array([[grid.stride.height], [grid.stride.width]])
-        corners += np.array([[grid.origin[1]], [grid.origin[0]]])
-        return corners
 
     async def _drain(self) -> None:
         """Append the buffered lines to the file, all of them or none."""

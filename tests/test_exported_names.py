@@ -17,7 +17,7 @@ MODULES = sorted(
     for path in ROOT.rglob("*.py")
     if path.name != "__main__.py" and path.read_text().strip()
 )
-HEAVY = ("torch", "zarr", "tifffile", "imagecodecs")
+HEAVY = ("torch", "zarr", "tifffile", "imagecodecs", "h5py")
 
 
 @pytest.mark.parametrize("name", MODULES)

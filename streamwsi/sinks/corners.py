@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..chunks import Places
+from ..chunks import Places, Plan
 from ..errors import StageMismatch
 from ..geometry import Size
+from ..slides import PyramidLevel
 
-__all__ = ["Corners", "Windows"]
+__all__ = ["Corners", "Windows", "kernel_of", "level0_corners"]
 
 Corners = npt.NDArray[np.int64]
 
@@ -53,3 +54,22 @@ class Windows:
             )
         self.kernel = sizes.pop()
         return np.array([(box.x, box.y) for box in boxes], np.int64)
+
+
+def level0_corners(corners: Corners, level: PyramidLevel) -> Corners:
+    """The corners in pixels of level 0, to the nearest one.
+
+    Negative where a padded window begins outside the level.
+    """
+    placed: Corners = np.rint(corners * np.array(level.downsample)).astype(np.int64)
+    return placed
+
+
+def kernel_of(plan: Plan) -> Size | None:
+    """The size of a plan's windows (of its first one, without a grid); None where it has none."""
+    if plan.grid is not None:
+        return plan.grid.kernel
+    if plan.count == 0:
+        return None
+    box = plan.place(0).box
+    return Size(box.width, box.height)

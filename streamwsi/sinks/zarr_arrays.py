@@ -28,7 +28,15 @@ from ..geometry import Run
 from ..heatmaps import Block, Raster
 from .durable import make_folders, replace_file, sync_folders
 
-__all__ = ["AnyArray", "DurableStore", "Front", "create_array", "open_array", "store_cells"]
+__all__ = [
+    "AnyArray",
+    "DurableStore",
+    "Front",
+    "create_array",
+    "decoding",
+    "open_array",
+    "store_cells",
+]
 
 AnyArray = AsyncArray[Any]
 
@@ -132,7 +140,7 @@ class Front:
 
     async def _restore(self, block: Block) -> None:
         self._block = block
-        async with _decoding(self._array):
+        async with decoding(self._array):
             stored = np.array(await self._array.getitem(self._selection()))
         self._cells = stored.reshape(self._empty(self._block).shape)
 
@@ -169,7 +177,7 @@ class Front:
 
 
 @asynccontextmanager
-async def _decoding(array: AnyArray) -> AsyncIterator[None]:
+async def decoding(array: AnyArray) -> AsyncIterator[None]:
     """Stored chunks are read back where a block shares them: they may have been damaged."""
     try:
         yield
@@ -189,7 +197,7 @@ async def store_cells(
     channel axis one channel, or ``(rows, columns)``."""
     if values.ndim > array.ndim:
         values = values[0]
-    async with _decoding(array):
+    async with decoding(array):
         await array.setitem((slice(None),) * (array.ndim - 2) + cells, values)
 
 

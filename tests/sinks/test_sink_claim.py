@@ -18,14 +18,18 @@ import pytest
 from streamwsi.errors import CannotWrite, ConfigError, PlanChanged
 from streamwsi.geometry import Grid, Size
 from streamwsi.samplers.sliding_window import GridPlan
+from streamwsi.sinks import FeaturesHdf5, FeaturesZarr, HeatmapZarr, Pdmcsv
 from streamwsi.sinks.durable import Lock, read_json
-from streamwsi.sinks.heatmap_zarr import HeatmapZarr
-from streamwsi.sinks.pdmcsv import Pdmcsv
 from streamwsi.slides import Mpp
 from streamwsi.stages import Recipe, Sink
 from streamwsi.testing.outputs import grid_plan, recipe, stream, tree
 
-SINKS = [pytest.param(HeatmapZarr, "slide.zarr", id="zarr"), pytest.param(Pdmcsv, "slide.csv")]
+SINKS = [
+    pytest.param(HeatmapZarr, "slide.zarr", id="zarr"),
+    pytest.param(Pdmcsv, "slide.csv"),
+    pytest.param(FeaturesZarr, "slide.features.zarr", id="features-zarr"),
+    pytest.param(FeaturesHdf5, "slide.h5", id="features-hdf5"),
+]
 Make = Callable[[Path], Any]
 PLAN = grid_plan(Grid(Size(16, 16), Size(4, 4), Size(4, 4)))
 
@@ -124,6 +128,7 @@ async def test_another_chunk_is_another_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("make", "name"), SINKS)
 def test_they_are_sinks(make: Make, name: str, tmp_path: Path) -> None:
     sinks: list[Sink[Any]] = [HeatmapZarr(tmp_path), Pdmcsv(tmp_path)]  # mypy has a say, too
+    sinks += [FeaturesZarr(tmp_path), FeaturesHdf5(tmp_path)]
     assert all(isinstance(sink, Sink) for sink in [*sinks, make(tmp_path)])
 
 
@@ -273,7 +278,7 @@ async def test_names_that_no_output_can_have(make: Make, name: str, tmp_path: Pa
         await write(make(tmp_path), plan)
     # `SlideRef` refuses such ids; a sink does not rely on it.
     object.__setattr__(plan.slide.ref, "id", "../slide")
-    with pytest.raises(ConfigError, match=r"'\.\./slide\.\w+' cannot be the name of an output"):
+    with pytest.raises(ConfigError, match=r"'\.\./slide\.[\w.]+' cannot be the name of an output"):
         await write(make(tmp_path / "out"), plan)
     assert tree(tmp_path) == {}
 

@@ -1,6 +1,6 @@
 """Killed at any moment, by whatever, and resumed: the outputs have the same bytes.
 
-Both sinks go through all of it; a checkpoint after each batch makes the moments many.
+All sinks go through all of it; a checkpoint after each batch makes the moments many.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from streamwsi.chunks import Receipt
 from streamwsi.errors import CannotWrite, ContractBroken
 from streamwsi.geometry import Grid, Size
 from streamwsi.samplers.sliding_window import GridPlan
-from streamwsi.sinks import base
-from streamwsi.sinks.heatmap_zarr import HeatmapZarr
-from streamwsi.sinks.pdmcsv import Pdmcsv
+from streamwsi.sinks import FeaturesHdf5, FeaturesZarr, HeatmapZarr, Pdmcsv, base, features_zarr
 from streamwsi.testing.outputs import Disk, Tree, grid_plan, recipe, restore, stream, tree
 
 Make = Callable[[Path], Any]
@@ -36,6 +34,8 @@ LANES = [
     pytest.param(lambda out: HeatmapZarr(out, 4), (2,), id="zarr-vectors"),
     pytest.param(lambda out: HeatmapZarr(out, 7), (1, 3, 2), id="zarr-maps"),
     pytest.param(Pdmcsv, (2,), id="pdmcsv"),
+    pytest.param(FeaturesZarr, (24,), id="features-zarr"),
+    pytest.param(lambda out: FeaturesHdf5(out, "float16"), (24,), id="features-hdf5"),
 ]
 GRID = Grid(Size(28, 20), Size(4, 4), Size(4, 4), 5)
 
@@ -47,6 +47,9 @@ def often() -> Iterator[None]:
         patch.setattr(base, "CHECKPOINT_SHARE", 0)
         # What real disks do then is not tested here; it only takes its time.
         patch.setattr(os, "fsync", lambda fd: None)
+        # Chunks of three rows of 24 floats, and of eight narrow ones.
+        patch.setattr(features_zarr, "_CHUNK_BYTES", 300)
+        patch.setattr(features_zarr, "_NARROW", 8)
         yield
 
 
@@ -149,9 +152,7 @@ CHILD = """
 import os, sys, anyio, numpy as np
 from pathlib import Path
 from streamwsi.geometry import Grid, Size
-from streamwsi.sinks import base
-from streamwsi.sinks.heatmap_zarr import HeatmapZarr
-from streamwsi.sinks.pdmcsv import Pdmcsv
+from streamwsi.sinks import FeaturesHdf5, FeaturesZarr, HeatmapZarr, Pdmcsv, base
 from streamwsi.testing.outputs import grid_plan, recipe, stream
 
 base.CHECKPOINT_S = base.CHECKPOINT_SHARE = 0
@@ -162,7 +163,12 @@ def fsync(fd):
     if left == 0:
         os._exit(9)
 os.fsync = fsync
-sink = HeatmapZarr(out, 4) if name == "zarr" else Pdmcsv(out)
+sink = {
+    "zarr": lambda out: HeatmapZarr(out, 4),
+    "pdmcsv": Pdmcsv,
+    "features-zarr": FeaturesZarr,
+    "features-hdf5": FeaturesHdf5,
+}[name](out)
 plan = grid_plan(Grid(Size(28, 20), Size(4, 4), Size(4, 4), 5))
 values = np.arange(70, dtype=np.float32).reshape(35, 2)
 
@@ -174,7 +180,15 @@ anyio.run(main)
 """
 
 
-@pytest.mark.parametrize(("name", "moments"), [("zarr", (30, 20)), ("pdmcsv", (11, 9))])
+@pytest.mark.parametrize(
+    ("name", "moments"),
+    [
+        ("zarr", (30, 20)),
+        ("pdmcsv", (11, 9)),
+        ("features-zarr", (30, 20)),
+        ("features-hdf5", (11, 9)),
+    ],
+)
 def test_a_process_that_dies(name: str, moments: tuple[int, ...], tmp_path: Path) -> None:
     def run(out: Path, moment: int) -> int:
         return subprocess.run(
@@ -271,7 +285,7 @@ async def test_pieces_that_are_missing_or_out_of_order(
     make: Make, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     job = Job(make, shape)
-    with pytest.raises(ContractBroken, match=r"slide\.\w+: the pieces ended at 10 of 35"):
+    with pytest.raises(ContractBroken, match=r"slide\.[\w.]+: the pieces ended at 10 of 35"):
         await job.write(tmp_path, stop=10)
     sink = make(tmp_path)
     async with sink.open(job.plan, recipe(job.plan, sink), overwrite=False) as writer:
@@ -302,7 +316,7 @@ async def test_a_disk_that_fails_at_any_moment(
     for moment in range(1, 35, 11):
         out = tmp_path / f"out{moment}"
         left = moment
-        with pytest.raises(CannotWrite, match=rf"^{out}/slide\.\w+ {message}"):
+        with pytest.raises(CannotWrite, match=rf"^{out}/slide\.[\w.]+ {message}"):
             await job.write(out)
         left = 0
         await job.write(out)
@@ -322,11 +336,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("make", "shape"), LANES)
 async def test_a_full_disk(
-    make: Make, shape: tuple[int, ...], small_disk: Path, tmp_path: Path
+    make: Make,
+    shape: tuple[int, ...],
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job, out = Job(make, (3, *shape[1:]), Grid(Size(240, 160), Size(4, 4), Size(4, 4))), small_disk
+    # Files take whole blocks: tiny ones would fill the disk before the first checkpoint.
+    monkeypatch.setattr(features_zarr, "_CHUNK_BYTES", 20_000)
+    grid, out = Grid(Size(240, 160), Size(4, 4), Size(4, 4)), small_disk
+    job = Job(make, (max(3, shape[0]), *shape[1:]), grid)
     (out / "other").write_bytes(bytes(40_000))
-    with pytest.raises(CannotWrite, match=r"slide\.\w+ cannot be written: No space left"):
+    with pytest.raises(CannotWrite, match=r"slide\.[\w.]+ cannot be written: No space left"):
         await job.write(out, batch=100)
     with pytest.raises(CannotWrite, match="No space left"):
         await job.write(out, batch=100)
@@ -359,7 +380,7 @@ async def test_a_folder_that_vanishes(make: Make, shape: tuple[int, ...], tmp_pa
         if piece == 16:
             out.rename(tmp_path / "elsewhere")
 
-    with pytest.raises(CannotWrite, match=r"slide\.\w+ cannot be written: No such file"):
+    with pytest.raises(CannotWrite, match=r"slide\.[\w.]+ cannot be written: No such file"):
         await Job(make, shape).write(out, between=vanish)
     assert not out.exists()
 
@@ -369,7 +390,7 @@ async def test_a_folder_that_cannot_be_made(
     make: Make, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CannotWrite, match=r"slide\.\w+ cannot be written: Not a directory"):
+    with pytest.raises(CannotWrite, match=r"slide\.[\w.]+ cannot be written: Not a directory"):
         await Job(make, shape).write(tmp_path / "file" / "out")
 
 
@@ -390,5 +411,5 @@ def forbidden() -> Iterator[Path]:
 async def test_a_folder_without_permission(
     make: Make, shape: tuple[int, ...], forbidden: Path
 ) -> None:
-    with pytest.raises(CannotWrite, match=r"slide\.\w+ cannot be written: Permission denied"):
+    with pytest.raises(CannotWrite, match=r"slide\.[\w.]+ cannot be written: Permission denied"):
         await Job(make, shape).write(forbidden)

@@ -19,7 +19,7 @@ from streamwsi.geometry import Box, Size
 from streamwsi.processors import TorchModule
 from streamwsi.samplers import SlidingWindow
 from streamwsi.samplers.sliding_window import windows_of
-from streamwsi.sinks import HeatmapZarr, Pdmcsv
+from streamwsi.sinks import FeaturesHdf5, FeaturesZarr, HeatmapZarr, Pdmcsv
 from streamwsi.slides import Pyramid, PyramidLevel, Slide, SlideRef
 from streamwsi.sources import MemorySource, TiffSource
 from streamwsi.testing.conformance import (
@@ -108,6 +108,18 @@ class TestPdmcsv(SinkConformance):
     @pytest.fixture
     def case(self) -> SinkCase:
         return SinkCase(Pdmcsv, vectors)
+
+
+class TestFeaturesZarr(SinkConformance):
+    @pytest.fixture
+    def case(self) -> SinkCase:
+        return SinkCase(FeaturesZarr, vectors)
+
+
+class TestFeaturesHdf5(SinkConformance):
+    @pytest.fixture
+    def case(self) -> SinkCase:
+        return SinkCase(FeaturesHdf5, vectors)
 
 
 def vectors(count: int) -> Any:

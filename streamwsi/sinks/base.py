@@ -135,6 +135,8 @@ class Output(ABC):
             raise self.foreign(self.path, replaceable=True)
         old = {name: record.get(name) for name in self.identity} | {"windows": state.total}
         changed = differences(old, self.identity | {"windows": self.plan.count})
+        if changed and state.pieces == 0:
+            return False  # there is nothing in it: a first attempt, say, that failed at once
         if changed:
             raise PlanChanged(
                 f"{self.path} was begun by another plan ({'; '.join(changed)}); choose another "

@@ -112,6 +112,24 @@ async def test_another_plan_is_named_and_nothing_is_touched(
     assert await write(sink, plan, how) == 0
 
 
+@pytest.mark.parametrize(("make", "name"), SINKS)
+async def test_an_output_that_holds_nothing_is_begun_anew(
+    make: Make, name: str, tmp_path: Path
+) -> None:
+    """After a first attempt that failed at once: there is nothing that could be lost."""
+    sink = make(tmp_path)
+    with pytest.raises(Exception, match="ended at 0"):
+        await write(sink, how=Recipe(PLAN.config, {"output": "no"}, sink.config), stop=0)
+    how = Recipe(PLAN.config, {"output": "yes"}, sink.config)
+    async with sink.open(PLAN, Recipe(PLAN.config, {}, sink.config), overwrite=False):
+        with pytest.raises(ConfigError, match="is being written by another run"):
+            await write(sink, how=how)
+    assert await write(sink, how=how) == PLAN.count
+    await write(make(tmp_path / "whole"), how=how)
+    whole = tree(tmp_path / "whole")
+    assert {name: tree(tmp_path)[name] for name in whole} == whole
+
+
 async def test_a_difference_at_the_end_of_a_long_text_counts(tmp_path: Path) -> None:
     sink = HeatmapZarr(tmp_path)
     await write(sink, how=Recipe(PLAN.config, {"model": "m" * 100 + "1"}, sink.config))

@@ -22,12 +22,19 @@ class ValueType:
     """The value of one window.
 
     Attributes:
-        shape: ``()`` or ``(C,)`` for a vector, ``(C, h, w)`` for a map.
-        dtype: numpy dtype.
+        shape: ``()`` or ``(C,)`` for a vector, ``(C, h, w)`` for a map; ``()`` for a record.
+        dtype: numpy dtype; of a record, with a field for each of several outputs.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    def field(self, name: str) -> ValueType | None:
+        """One of several outputs; None where there is no such one."""
+        if self.dtype.fields is None or name not in self.dtype.fields:
+            return None
+        dtype = self.dtype.fields[name][0]
+        return ValueType(dtype.shape, dtype.base)
 
     @property
     def numbers(self) -> int:

@@ -206,8 +206,12 @@ def _owned(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> npt.NDArra
     if values.base is not None or not values.flags.writeable:
         # It may be a view of the batch's pixels, which are on loan.
         values = values.copy()
-    if np.issubdtype(values.dtype, np.inexact) and len(values) == len(valid):
-        values[~valid] = np.nan
+    if len(values) == len(valid):
+        # Records have a field for each of several outputs.
+        for name in values.dtype.names or (...,):
+            field = values[name]
+            if np.issubdtype(field.dtype, np.inexact):
+                field[~valid] = np.nan
     return values
 
 

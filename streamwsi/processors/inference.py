@@ -1,9 +1,8 @@
 """A loaded model at work: batches in, arrays out.
 
 `Inference.compute` runs in several threads at the same time (see `torch_module`); each call has
-an input buffer to itself, and on a GPU each thread a stream. The output is checked before it goes
-on: a sink is sized by its first batch, and a model that returns something else later would be
-found out only after hours. Results are copied out of the model's memory, which it may use again.
+an input buffer to itself, and on a GPU each thread a stream. `output_values` makes arrays of what
+the model returns.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from ..chunks import Batch
-from ..errors import CannotProcess, ConfigError
+from ..errors import CannotProcess, ConfigError, StreamwsiError
 from ..values import ValueType
 from .activations import PeakOfTensors
 from .base import first_line
 from .device_chunks import DeviceChunks
 from .model_inputs import InputBuffer
+from .model_outputs import Choice
 from .models import LoadedModel, compiled_model, load_model
+from .output_values import OutputValues
 
 __all__ = ["Inference", "Precision", "device_for"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_EXPECTED = "expected is one tensor, N×C (a vector per window) or N×C×h×w (a map per window)"
 
 
 _MOST_ON_CPU = 16
@@ -84,6 +83,7 @@ class Inference:
         channel_names: what the output's channels are called; None takes the model's own word.
         precision: ``fp32``, or ``bf16`` or ``fp16`` for torch's autocast.
         compiled: whether ``torch.compile`` translates the model first.
+        output: which of the model's outputs is taken, or are, where it returns several.
 
     Attributes:
         config: what identifies the results, JSON-able.
@@ -102,6 +102,7 @@ class Inference:
         channel_names: tuple[str, ...] | None,
         precision: Precision = "fp32",
         compiled: bool = False,
+        output: Choice | tuple[Choice, ...] | None = None,
     ) -> None:
         self._device = device_for(device)
         self._model: LoadedModel = load_model(model, self._device)
@@ -120,15 +121,17 @@ class Inference:
         if compiled:
             self._model = compiled_model(self._model, self._at_once)
         self._mean, self._std = mean, std
-        self._names = self._model.channel_names if channel_names is None else channel_names
+        names = self._model.channel_names if channel_names is None else channel_names
+        # A module's own names are those of one of its outputs, and nobody knows which.
+        strict = channel_names is not None or output is None
+        self._values = OutputValues(output, names, strict)
         self._buffers: list[InputBuffer] = []
         self._intra_op = torch.get_num_threads()
-        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         #: Bytes of activations and of the value, per window, for windows seen by `value_type`.
         self._measured: dict[tuple[tuple[int, ...], np.dtype[Any]], tuple[int, int]] = {}
         #: Bytes of this machine's memory that the model takes.
         self.held = self._model.nbytes if self._device.type == "cpu" else 0
-        self.config: Mapping[str, Any] = {
+        config: dict[str, Any] = {
             "model": self._model.description,
             "batch_size": batch_size,
             "mean": None if mean is None else [*mean],
@@ -137,8 +140,13 @@ class Inference:
             "device": self._device.type,
             "precision": precision,
             "compiled": compiled,
-            "channels": None if self._names is None else [*self._names],
+            "channels": None if names is None else [*names],
         }
+        self.config: Mapping[str, Any] = config
+        if isinstance(output, tuple):
+            self.config = {"outputs": {str(one): {**config, "output": one} for one in output}}
+        elif output is not None:
+            self.config = {**config, "output": output}
 
     @property
     def threads(self) -> int:
@@ -152,11 +160,13 @@ class Inference:
         elif at_once > 1:
             torch.set_num_threads(1)
 
-    def compute(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """The model's output for a batch, ``(n, channels)`` or ``(n, channels, h, w)``.
+    def compute(self, batch: Batch) -> npt.NDArray[Any]:
+        """The model's output for a batch, ``(n, channels)`` or ``(n, channels, h, w)``; records
+        of several.
 
         Raises:
             CannotProcess: the model failed, or returned something unusable.
+            ConfigError: it returned several outputs, and which to take was not said, or wrongly.
         """
         with torch.inference_mode(), self._precision():
             values = [self._call(part, self._model) for part in batch.cuts(self._at_once)]
@@ -188,14 +198,14 @@ class Inference:
         batch: Batch,
         model: LoadedModel,
         watch: AbstractContextManager[Any] = nullcontext(),  # noqa: B008  it has no state
-    ) -> npt.NDArray[np.float32]:
+    ) -> npt.NDArray[Any]:
         buffer = self._input(batch)
         images = buffer.fill(batch, model.batch or 1)
         try:
             with watch:
                 output = model.call(images)
-            return self._values(output, len(batch), images.shape)
-        except CannotProcess:
+            return self._values.of(output, len(batch), tuple(images.shape))
+        except StreamwsiError:
             raise
         except Exception as error:
             raise CannotProcess(_failure(error, images.shape)) from error
@@ -229,34 +239,6 @@ class Inference:
         return InputBuffer(
             batch, self._at_once, self._device, self._mean, self._std, on_gpu, self._chunks
         )
-
-    def _values(self, output: object, n: int, taken: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        if not isinstance(output, Tensor):
-            raise CannotProcess(f"the model returned a {type(output).__qualname__}; {_EXPECTED}")
-        shape = tuple(output.shape)
-        if len(shape) not in (1, 2, 4) or shape[0] != taken[0] or 0 in shape:
-            raise CannotProcess(
-                f"the model returned a tensor of shape {shape} for input of shape "
-                f"{tuple(taken)}; {_EXPECTED}"
-            )
-        if output.is_complex():
-            raise CannotProcess(f"the model returned complex numbers ({output.dtype}); {_EXPECTED}")
-        each = shape[1:] or (1,)
-        if each != self._shapes.setdefault(tuple(taken[1:]), each):
-            before = self._shapes[tuple(taken[1:])]
-            raise CannotProcess(
-                f"the model returned {each} per window and {before} for earlier windows of the "
-                "same size; every batch must give the same"
-            )
-        if self._names is not None and len(self._names) != each[0]:
-            raise CannotProcess(
-                f"the model returned {each[0]} channel(s), but there are {len(self._names)} "
-                f"channel names: {', '.join(self._names)}"
-            )
-        values = np.empty((n, *each), np.float32)
-        # For a model on the GPU this waits until it has computed.
-        torch.from_numpy(values).copy_(output[:n].reshape(values.shape))
-        return values
 
 
 def _failure(error: Exception, shape: tuple[int, ...]) -> str:

@@ -63,7 +63,7 @@ class Replicas:
         inference.enter_thread(self.threads)
         self._local.inference = inference
 
-    def compute(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def compute(self, batch: Batch) -> npt.NDArray[Any]:
         """See `Inference.compute`; on the thread's device."""
         inference: Inference = self._local.inference
         return inference.compute(batch)

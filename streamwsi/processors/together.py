@@ -4,6 +4,11 @@ Reading and decoding are done once, and the values are laid side by side along t
 
     Together(TorchModule("tumour.pt"), TorchModule("stroma.pt"))
 
+or, where they have names, become several outputs, each for a sink of its own
+(`streamwsi.sinks.Select`)::
+
+    Together(tumour=TorchModule("tumour.pt"), features=TorchModule("encoder.pt"))
+
 Each processor runs in a task of its own, a *branch*, for it decides for itself how many batches
 it works on at a time. Batches are dealt in lock-step: all branches get batch k, and only when
 all of them ask for more is the next one asked for. Asking says that they are done with it or
@@ -31,6 +36,7 @@ from ..errors import ConfigError, ContractBroken, StageMismatch
 from ..stages import HoldsBuffers, Processor, RunningProcessor, TellsValues
 from ..values import ValueType
 from ..workers import Workers
+from .model_outputs import records
 
 __all__ = ["Together"]
 
@@ -44,29 +50,39 @@ class Together:
     All give vectors (``(n,)`` counts as one channel), or all give maps of one size. Their batch
     sizes are equal. Names of the channels go along where all processors have them.
 
+    Processors with names give several outputs, of any shapes: records, with a field for each.
+
     Attributes:
         processors: in the order of their channels.
+        names: their names; none where the values become channels.
 
     Raises:
-        ConfigError: no processor is given.
+        ConfigError: no processor is given, or only some have names.
     """
 
     processors: tuple[Processor[Any], ...]
+    names: tuple[str, ...]
 
-    def __init__(self, *processors: Processor[Any]) -> None:
-        if not processors:
+    def __init__(self, *processors: Processor[Any], **named: Processor[Any]) -> None:
+        if not processors and not named:
             raise ConfigError("Together needs at least one processor")
-        object.__setattr__(self, "processors", processors)
+        if processors and named:
+            raise ConfigError("of processors that work together, all have names or none has")
+        object.__setattr__(self, "processors", processors or tuple(named.values()))
+        object.__setattr__(self, "names", tuple(named))
 
     def __repr__(self) -> str:
-        return f"Together({', '.join(map(repr, self.processors))})"
+        names = [f"{name}=" for name in self.names] or [""] * len(self.processors)
+        texts = [f"{n}{p!r}" for n, p in zip(names, self.processors, strict=True)]
+        return f"Together({', '.join(texts)})"
 
     @asynccontextmanager
     async def open(self, workers: Workers) -> AsyncIterator[RunningProcessor[Values]]:
         """All of them, ready to run.
 
         Raises:
-            ConfigError: on entering, where one cannot be had, or the batch sizes differ.
+            ConfigError: on entering, where one cannot be had, or the batch sizes differ, or
+                one gives several outputs itself.
         """
         async with AsyncExitStack() as stack:
             running = [await stack.enter_async_context(p.open(workers)) for p in self.processors]
@@ -76,12 +92,18 @@ class Together:
                     "processors that work together need one batch size, but have "
                     f"{', '.join(map(str, sizes))}"
                 )
-            yield _Running(running)
+            if any("outputs" in processor.config for processor in running):
+                raise ConfigError(
+                    "one of the processors that work together gives several outputs: choose one "
+                    "of them, as in TorchModule(model, output=…), or use its model twice"
+                )
+            yield _Running(running, self.names)
 
 
 class _Running:
-    def __init__(self, processors: Sequence[RunningProcessor[Any]]) -> None:
+    def __init__(self, processors: Sequence[RunningProcessor[Any]], names: Sequence[str]) -> None:
         self._processors = processors
+        self._names = names
         self.batch_size = processors[0].batch_size
         configs = [dict(processor.config) for processor in processors]
         self.config: Mapping[str, Any] = {
@@ -90,14 +112,19 @@ class _Running:
             "processors": configs,
             "channels": _channels(configs),
         }
+        if names:
+            self.config = {"outputs": dict(zip(names, configs, strict=True))}
 
     def value_type(self, blank: Batch) -> ValueType | None:
-        """See `streamwsi.stages.TellsValues`: their channels side by side."""
+        """See `streamwsi.stages.TellsValues`: their channels side by side, or a record."""
         types = [
             p.value_type(blank) if isinstance(p, TellsValues) else None for p in self._processors
         ]
         told = [t for t in types if t is not None and len(t.shape) in (0, 1, 3)]
         shapes = [t.shape or (1,) for t in told]
+        if len(told) == len(types) and self._names:
+            fields = zip(self._names, (t.dtype for t in told), shapes, strict=True)
+            return ValueType((), np.dtype([*fields]))
         if len(told) < len(types) or len({shape[1:] for shape in shapes}) > 1:
             return None
         channels = sum(shape[0] for shape in shapes)
@@ -125,7 +152,7 @@ class _Running:
                 for branch in branches:
                     await branch.asked()
                 while all(branch.done for branch in branches):
-                    yield _joined([branch.done.popleft() for branch in branches])
+                    yield self._joined([branch.done.popleft() for branch in branches])
             for branch in branches:
                 branch.give(None)
             for branch in branches:
@@ -133,13 +160,22 @@ class _Running:
             while any(branch.done for branch in branches):
                 if not all(branch.done for branch in branches):
                     raise ContractBroken("one of the processors gave fewer pieces than another")
-                yield _joined([branch.done.popleft() for branch in branches])
+                yield self._joined([branch.done.popleft() for branch in branches])
         finally:
             for branch in branches:
                 branch.cancel()
             with anyio.CancelScope(shield=True):
                 for branch in branches:
                     await branch.gone()
+
+    def _joined(self, parts: Sequence[Pieces[Any]]) -> Pieces[Values]:
+        arrays = [_array(part.values) for part in parts]
+        values: Any
+        if self._names:
+            values = records(dict(zip(self._names, arrays, strict=True)))
+        else:
+            values = _side_by_side(arrays)
+        return Pieces(parts[0].places, values, _valid(parts))
 
 
 class _Asked:
@@ -215,30 +251,37 @@ class _Branch:
         await asyncio.wait([self._task])
 
 
-def _joined(parts: Sequence[Pieces[Any]]) -> Pieces[Values]:
-    """The values of one batch, side by side along the channels.
+def _valid(parts: Sequence[Pieces[Any]]) -> npt.NDArray[np.bool_]:
+    """Which windows are valid for all processors.
 
     Raises:
         ContractBroken: the processors are not at the same windows.
-        StageMismatch: they gave no arrays, or arrays that do not fit.
     """
-    first = parts[0]
+    first = parts[0].places
     for part in parts:
-        if (part.places.start, part.places.stop) != (first.places.start, first.places.stop):
+        if (part.places.start, part.places.stop) != (first.start, first.stop):
             raise ContractBroken(
-                f"processors gave windows from {first.places.start} and from "
+                f"processors gave windows from {first.start} and from "
                 f"{part.places.start} on at the same time"
             )
-    arrays = [_array(part.values) for part in parts]
+    valid: npt.NDArray[np.bool_] = np.logical_and.reduce([part.valid for part in parts])
+    return valid
+
+
+def _side_by_side(arrays: Sequence[Values]) -> Values:
+    """The values of one batch along the channels.
+
+    Raises:
+        StageMismatch: they do not fit.
+    """
     if len({array.shape[2:] for array in arrays}) > 1:
         shapes = ", ".join(str(array.shape[1:]) for array in arrays)
         raise StageMismatch(
             "processors that work together must all give vectors, or maps of one size, but their "
-            f"windows' values have the shapes {shapes}"
+            f"windows' values have the shapes {shapes}; with names they may differ: "
+            "Together(a=…, b=…)"
         )
-    valid = np.logical_and.reduce([part.valid for part in parts])
-    values: Any = np.concatenate(arrays, axis=1)
-    return Pieces(first.places, values, valid)
+    return np.concatenate(arrays, axis=1)
 
 
 def _array(values: Any) -> Values:

@@ -21,15 +21,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
-import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
 from ..workers import Workers
 from .base import RunningBatchProcessor
+from .model_outputs import Choice, checked_choice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,9 +48,9 @@ class TorchModule:
 
     The model is given float32 ``(n, channels, height, width)`` in channels_last memory order:
     uint8 divided by 255, uint16 by 65535, float as it is, then ``(x - mean) / std``. It
-    returns one tensor: ``(n, channels)``, a vector per window; ``(n, channels, h, w)``, a small
-    map per window; or ``(n,)``, taken as one channel. Numbers become float32; windows with
-    damaged pixels become NaN.
+    returns one tensor, or several of which `output` chooses: ``(n, channels)``, a vector per
+    window; ``(n, channels, h, w)``, a small map per window; or ``(n,)``, taken as one channel.
+    Numbers become float32; windows with damaged pixels become NaN.
 
     Attributes:
         model: an ``nn.Module``; ``"hematoxylin"``; ``"package.module:name"``, an ``nn.Module``
@@ -72,6 +72,9 @@ class TorchModule:
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for torch's autocast.
         compile: whether ``torch.compile`` translates the model first: a minute or more that pays
             on long runs.
+        output: of a model that returns a dict or a tuple, the name or the number of the output
+            to take; or several of them, for sinks in `streamwsi.sinks.Select`. Channel names are
+            then those of the outputs that have as many channels.
 
     Raises:
         ConfigError: a setting makes no sense.
@@ -87,6 +90,7 @@ class TorchModule:
     threads: int | None = None
     precision: Precision = "fp32"
     compile: bool = False
+    output: Choice | tuple[Choice, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -109,13 +113,14 @@ class TorchModule:
             raise ConfigError("std must not be zero")
         if self.model == "hematoxylin" and (self.mean or self.std):
             raise ConfigError("hematoxylin measures plain intensities; leave out mean and std")
+        object.__setattr__(self, "output", checked_choice(self.output))
         if self.channel_names is not None:
             object.__setattr__(self, "channel_names", tuple(self.channel_names))
 
     @asynccontextmanager
     async def open(
         self, workers: Workers
-    ) -> AsyncIterator[RunningBatchProcessor[npt.NDArray[np.float32]]]:
+    ) -> AsyncIterator[RunningBatchProcessor[npt.NDArray[Any]]]:
         """The model, loaded and on its device.
 
         Raises:
@@ -152,6 +157,7 @@ class TorchModule:
             channel_names=self.channel_names,
             precision=self.precision,
             compiled=self.compile,
+            output=self.output,
         )
 
 

@@ -20,7 +20,7 @@ pixels that mean nothing: it is zero, and its value will be NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -37,6 +37,7 @@ from ..values import ValueType
 from ..workers import Workers
 from .base import first_line
 from .callables import as_array, described, name_of
+from .model_outputs import each_output
 
 __all__ = ["Transformed"]
 
@@ -101,10 +102,10 @@ class _Running(Generic[V]):
         self._lent = anyio.CapacityLimiter(_LENT)
         own = {"window": window and described(window), "batch": batch and described(batch)}
         # The rest stays where it is: sinks look for the names of the channels.
-        self.config: Mapping[str, Any] = {
-            **inner.config,
-            "transforms": [own, *inner.config.get("transforms", [])],
-        }
+        self.config = each_output(
+            inner.config,
+            lambda config: {**config, "transforms": [own, *config.get("transforms", [])]},
+        )
 
     @property
     def batch_size(self) -> int:

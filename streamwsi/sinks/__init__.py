@@ -5,6 +5,16 @@ from .features_zarr import FeaturesZarr
 from .heatmap_zarr import HeatmapZarr
 from .memory import FoldSink, MemorySink
 from .pdmcsv import Pdmcsv
+from .select import Select
 from .tee import Tee
 
-__all__ = ["FeaturesHdf5", "FeaturesZarr", "FoldSink", "HeatmapZarr", "MemorySink", "Pdmcsv", "Tee"]
+__all__ = [
+    "FeaturesHdf5",
+    "FeaturesZarr",
+    "FoldSink",
+    "HeatmapZarr",
+    "MemorySink",
+    "Pdmcsv",
+    "Select",
+    "Tee",
+]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chunks import Plan
-from ..errors import ConfigError
+from ..errors import ConfigError, StageMismatch
 from ..stages import Recipe
 
 __all__ = ["FORMAT_VERSION", "State", "differences", "identity"]
@@ -30,8 +30,14 @@ def identity(plan: Plan, recipe: Recipe) -> dict[str, Any]:
 
     Raises:
         ConfigError: a stage's configuration is not JSON-able.
+        StageMismatch: the processor gives several outputs.
     """
     slide = plan.slide
+    if isinstance(several := recipe.processor.get("outputs"), Mapping):
+        raise StageMismatch(
+            f"the processor gives several outputs ({', '.join(several)}), and a sink writes one: "
+            f"put each into a Select, as in Select(sink, {next(iter(several))!r})"
+        )
     size, mpp = slide.level(0).size, slide.pyramid.mpp
     document = {
         "version": FORMAT_VERSION,

@@ -46,9 +46,48 @@ async def told(processor: Processor[Any], most: int = 8) -> ValueType | None:
         return running.value_type(blank_batch(PLAN, most))
 
 
+class Two(nn.Module):
+    """Two outputs, a vector and a map."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"vector": x.mean((2, 3)), "map": x[:, :2, ::4, ::4]}
+
+
+@pytest.mark.parametrize(
+    ("processor", "fields"),
+    [
+        (TorchModule(Two(), output=("vector", "map")), {"vector": (3,), "map": (2, 12, 16)}),
+        (TorchModule(Two(), output=("map",)), {"map": (2, 12, 16)}),
+        (Together(a=TorchModule(mean()), b=TorchModule(maps())), {"a": (3,), "b": (5, 12, 16)}),
+        (
+            Transformed(TorchModule(Two(), output=("map",)), window=lambda w: w[::2, ::2]),
+            {"map": (2, 6, 8)},
+        ),
+    ],
+)
+async def test_several_outputs_are_told(
+    processor: Processor[Any], fields: dict[str, tuple[int, ...]]
+) -> None:
+    found = await told(processor)
+    assert found is not None
+    assert found.shape == ()
+    assert found.dtype.names == tuple(fields)
+    assert {name: found.field(name) for name in fields} == {
+        name: ValueType(shape, F4) for name, shape in fields.items()
+    }
+    assert found.field("other") is None
+    assert found.nbytes == sum(ValueType(shape, F4).nbytes for shape in fields.values())
+    assert ValueType((3,), F4).field("vector") is None
+
+
+async def test_several_of_which_one_cannot_tell() -> None:
+    assert await told(Together(a=TorchModule(mean()), b=FunctionProcessor(mean_of))) is None
+
+
 @pytest.mark.parametrize(
     ("processor", "expected"),
     [
+        (TorchModule(Two(), output="map"), (2, 12, 16)),
         (TorchModule(mean()), (3,)),
         (TorchModule(maps()), (5, 12, 16)),
         (TorchModule(nn.Sequential(mean(), nn.Linear(3, 1), nn.Flatten(0))), (1,)),

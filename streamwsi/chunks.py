@@ -321,7 +321,8 @@ class Pieces(Generic[V]):
 
     Attributes:
         places: where the windows lie.
-        values: one value a window: for arrays one array ``(n, …)``.
+        values: one value a window: for arrays one array ``(n, …)``, for several outputs one of
+            records ``(n,)``, with an output in each field.
         valid: ``(n,)`` bool: False where the window touched pixels that could not be had; its
             value is then NaN (arrays) or what the processor made of the rest.
     """

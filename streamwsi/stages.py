@@ -183,7 +183,11 @@ class RunningProcessor(Protocol[V_co]):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """What identifies the results, JSON-able: the model's content, normalisation, …"""
+        """What identifies the results, JSON-able: the model's content, normalisation, …
+
+        One that gives several outputs says for each, in a mapping ``outputs``, what it would say
+        if that were the only one.
+        """
 
     def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[V_co], None]:
         """One `Pieces` a batch, in order. Several lanes may call this at the same time.

@@ -54,6 +54,27 @@ def test_heatmap_to_zarr(slide: Path, tmp_path: Path) -> None:
     assert array.shape == (2, 3, 4)  # type: ignore[union-attr]
 
 
+def test_heatmap_and_features(slide: Path, tmp_path: Path) -> None:
+    import h5py
+    import numpy as np
+    import zarr
+
+    out = run_example("heatmap_and_features.py", tmp_path, slide)
+    assert out.split() == [
+        "small",
+        *(str(tmp_path / f"small{e}") for e in (".zarr", ".csv", ".h5")),
+    ]
+    with h5py.File(tmp_path / "small.h5") as file:
+        features, coords = file["features"][:], file["coords"][:]
+    assert features.shape == (12, 64)
+    assert coords[5].tolist() == [256, 256]
+    image = zarr.open_group(str(tmp_path / "small.zarr"), mode="r")["0"]
+    logits = np.asarray(image[:]).reshape(2, 12).T  # type: ignore[index]
+    lines = (tmp_path / "small.csv").read_text().splitlines()
+    numbers = np.array([line.split(",")[10:12] for line in lines], dtype=np.float32)
+    np.testing.assert_allclose(numbers, logits, rtol=1e-6)
+
+
 def test_heatmap_to_pdmcsv(slide: Path, tmp_path: Path) -> None:
     assert run_example("heatmap_to_pdmcsv.py", tmp_path, slide) == "48 windows of 1 slides\n"
     assert len((tmp_path / "small.csv").read_text().splitlines()) == 48

@@ -17,19 +17,13 @@ from streamwsi.manifests import find_slides
 from .choosing import Masking, per_slide
 from .running import run_reported
 from .terminal import Debug, Json, errors_as_sentences
+from .writing import Writing
 
 if TYPE_CHECKING:
     from streamwsi.pipelines import Pipeline
-    from streamwsi.stages import Processor, Sampler, Sink, Source
+    from streamwsi.stages import Processor, Sampler, Source
 
 __all__ = ["heatmap"]
-
-
-class SinkName(StrEnum):
-    """What the heatmap is written as."""
-
-    ZARR = "zarr"
-    PDMCSV = "pdmcsv"
 
 
 class Padding(StrEnum):
@@ -58,9 +52,27 @@ def heatmap(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the outputs.", show_default=False)],
-    sink: Annotated[SinkName, typer.Option(help="OUT/<slide>.zarr or OUT/<slide>.csv.")] = (
-        SinkName.ZARR
-    ),
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[=OUTPUT]",
+            help="zarr (OUT/<slide>.zarr), pdmcsv (.csv), features-zarr (.features.zarr) or "
+            "features-hdf5 (.h5), of one of the model's outputs; may be given several times.",
+            show_default="zarr",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|NUMBER", help="Which output, of a model that returns a dict or a tuple."
+        ),
+    ] = None,
+    feature_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|float16", help="What features are stored as.", show_default="float32"
+        ),
+    ] = None,
     kernel_size: Annotated[int, typer.Option(help="Width of a window in pixels.")] = 256,
     stride: Annotated[
         int | None,
@@ -155,7 +167,7 @@ def heatmap(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a model over slides and write a heatmap of each.
+    """Run a model over slides and write a heatmap of each, or its features, or several at once.
 
     The same command completes what an interrupted run began. A slide that fails is reported,
     and the others finish.
@@ -165,6 +177,7 @@ def heatmap(
             workers=workers, memory=memory, reads_per_second=reads_per_second, nice=nice
         )
         source = _source(invalid)
+        writing = Writing.read(sink or ["zarr"], output, feature_dtype, out)
         listed = find_slides(slides, source.accepts)
         sampler = per_slide(
             listed,
@@ -191,8 +204,9 @@ def heatmap(
                 std=_floats("--std", std),
                 precision=precision,
                 compile=compile_model,
+                output=writing.output,
             ),
-            sink=_sink(sink, out),
+            sink=writing.sink,
         )
         refs = [each.ref for each in listed]
         report = run_reported(pipeline, refs, limits, overwrite, as_json)
@@ -261,13 +275,6 @@ def _source(invalid: str) -> Source:
             f"--invalid {invalid!r} is none of nan, fail and a colour like 255,255,255"
         ) from error
     return Filled(any_source(), colour or ())
-
-
-def _sink(name: SinkName, out: Path) -> Sink[Any]:
-    from streamwsi.sinks.heatmap_zarr import HeatmapZarr
-    from streamwsi.sinks.pdmcsv import Pdmcsv
-
-    return HeatmapZarr(str(out)) if name is SinkName.ZARR else Pdmcsv(str(out))
 
 
 def _floats(option: str, text: str | None) -> tuple[float, ...] | None:

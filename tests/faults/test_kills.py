@@ -57,16 +57,30 @@ class Job:
         ]
 
     def output(self, out: Path) -> Path:
-        return out / f"slide.{'zarr' if self.sink == 'zarr' else 'csv'}"
+        return out / OUTPUTS[self.sink][0]
+
+    def record(self, out: Path) -> Path:
+        return out / OUTPUTS[self.sink][1]
 
 
+#: What a killed run leaves, and where its record is.
+OUTPUTS = {
+    "zarr": ("slide.zarr", "slide.zarr/zarr.json"),
+    "pdmcsv": ("slide.csv", "slide.csv.json"),
+    "features-zarr": ("slide.features.zarr", "slide.features.zarr/zarr.json"),
+    "features-hdf5": (".slide.h5.unfinished", "slide.h5.json"),
+}
 VECTORS = Job("zarr", "vector", 64, 37, 16)
 MAPS = Job("zarr", "cells", 32, 32, 16)
 LINES = Job("pdmcsv", "vector", 96, 31, 24)
+ROWS = Job("features-hdf5", "vector", 96, 31, 24)
 JOBS = [
     VECTORS,
     MAPS,
     LINES,
+    ROWS,
+    Job("features-hdf5", "vector", 64, 37, 16),
+    Job("features-zarr", "vector", 96, 31, 24),
     Job("zarr", "vector", 256, 25, 32),
     Job("zarr", "cells", 48, 48, 7),
     Job("pdmcsv", "cells", 32, 32, 16),
@@ -116,11 +130,11 @@ def killed(job: Job, command: list[str], out: Path, progress: bool, delay_s: flo
 
 def written(job: Job, out: Path) -> int:
     """Pieces that the output's record calls durable; 0 where there is none."""
-    path = out / ("slide.zarr/zarr.json" if job.sink == "zarr" else "slide.csv.json")
+    path = job.record(out)
     if not path.exists():
         return 0
     document = json.loads(path.read_text())
-    record = document["attributes"]["streamwsi"] if job.sink == "zarr" else document["streamwsi"]
+    record = document.get("attributes", document)["streamwsi"]
     return int(record["state"]["pieces"])
 
 
@@ -150,7 +164,7 @@ def kill_and_resume(job: Job, slide: Path, folder: Path, kills: int, seed: int) 
 
 def test_killed_and_resumed_outputs_are_the_same_bytes(slide: Path, tmp_path: Path) -> None:
     """Two kills each, at the same time: most of it is waiting."""
-    jobs = [MAPS, LINES]
+    jobs = [MAPS, LINES, ROWS]
     with ThreadPoolExecutor(len(jobs)) as threads:
         resumed = threads.map(
             lambda i: kill_and_resume(jobs[i], slide, tmp_path, 2, seed=i), range(len(jobs))
@@ -161,7 +175,7 @@ def test_killed_and_resumed_outputs_are_the_same_bytes(slide: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.sink}-{job.model}-{job.stride}")
 def test_many_kills(job: Job, slide: Path, tmp_path: Path) -> None:
-    """Six kills for each of six combinations."""
+    """Six kills for each combination."""
     assert kill_and_resume(job, slide, tmp_path, 6, seed=JOBS.index(job) + 10) > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,25 @@ async def test_files_are_few(tmp_path: Path) -> None:
     await write(FeaturesZarr(tmp_path), plan, values, batch=1 << 14)
     chunks = [name for name, data in tree(tmp_path).items() if data and "/c/" in name]
     assert len(chunks) == 2 + 2 + 2  # 19.6 MB of features, 69 993 rows of the others
+
+
+@pytest.mark.parametrize("make", BOTH)
+async def test_memory_does_not_grow(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 MB of features through some chunks of 1 MB."""
+    monkeypatch.setattr(features_zarr, "_CHUNK_BYTES", 1 << 20)
+    plan, sink = grid_plan(Grid(Size(100_000, 1), Size(1, 1), Size(1, 1))), make(tmp_path)
+    values = np.broadcast_to(np.arange(128, dtype=np.float32), (plan.count, 128))
+    await write(make(tmp_path / "first"), PLAN)  # what is imported is not counted
+    tracemalloc.start()
+    try:
+        await write(sink, plan, values, batch=512)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Three chunks; the open chunks of coords and valid, stored likewise; some batches.
+    assert peak < 3 * (1 << 20) + 3 * 17 * (1 << 16) + 8 * 512 * 128 * 4
 
 
 # What is said about the windows.

@@ -67,6 +67,22 @@ def heatmap(
             metavar="NAME|NUMBER", help="Which output, of a model that returns a dict or a tuple."
         ),
     ] = None,
+    blend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mean|gaussian|max|crop|last",
+            help="What becomes of a heatmap's cells where the maps of several windows overlap.",
+            show_default="mean",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|float16|labels",
+            help="What a heatmap's cells are stored as; labels: 1 + the largest channel.",
+            show_default="float32",
+        ),
+    ] = None,
     feature_dtype: Annotated[
         str | None,
         typer.Option(
@@ -177,7 +193,9 @@ def heatmap(
             workers=workers, memory=memory, reads_per_second=reads_per_second, nice=nice
         )
         source = _source(invalid)
-        writing = Writing.read(sink or ["zarr"], output, feature_dtype, out)
+        writing = Writing.read(
+            sink or ["zarr"], output, out, blend=blend, dtype=dtype, feature_dtype=feature_dtype
+        )
         listed = find_slides(slides, source.accepts)
         sampler = per_slide(
             listed,

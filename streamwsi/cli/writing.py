@@ -1,4 +1,4 @@
-"""What the command line writes: ``--sink``, ``--output`` and ``--feature-dtype``."""
+"""What the command line writes: ``--sink``, ``--output``, and the options of some sinks."""
 
 from __future__ import annotations
 
@@ -34,15 +34,23 @@ class Writing:
 
     @classmethod
     def read(
-        cls, words: Sequence[str], output: str | None, dtype: str | None, out: Path
+        cls,
+        words: Sequence[str],
+        output: str | None,
+        out: Path,
+        *,
+        blend: str | None = None,
+        dtype: str | None = None,
+        feature_dtype: str | None = None,
     ) -> Writing:
         """What the options mean.
 
         Args:
             words: a kind of sink each, or ``KIND=OUTPUT``.
             output: for the sinks that do not say one.
-            dtype: of features.
             out: the folder.
+            blend, dtype: of heatmaps in zarr; None is the sink's default.
+            feature_dtype: of features.
 
         Raises:
             ConfigError: an option means nothing.
@@ -52,9 +60,17 @@ class Writing:
             raise ConfigError(
                 "--sink names a kind twice; give each once, into folders of their own"
             )
-        if dtype is not None and not {*wanted} & {*_FEATURES}:
-            raise ConfigError(f"--feature-dtype is for the sinks {' and '.join(_FEATURES)}")
-        sinks = {kind: _made(kind, out, dtype) for kind in wanted}
+        for option, value, kinds in (
+            ("--feature-dtype", feature_dtype, _FEATURES),
+            ("--blend", blend, ("zarr",)),
+            ("--dtype", dtype, ("zarr",)),
+        ):
+            if value is not None and not {*wanted} & {*kinds}:
+                many = "s" if len(kinds) > 1 else ""
+                raise ConfigError(f"{option} is for the sink{many} {' and '.join(kinds)}")
+        heatmap = _given(blend=blend, dtype=dtype)
+        features = _given(dtype=feature_dtype)
+        sinks = {kind: _made(kind, out, heatmap, features) for kind in wanted}
         outputs = tuple(dict.fromkeys(wanted.values()))
         if len(outputs) == 1:
             return cls(_teed([*sinks.values()]), outputs[0])
@@ -84,12 +100,15 @@ def _choice(text: str | None) -> Choice | None:
     return int(text) if text is not None and text.isascii() and text.isdigit() else text
 
 
-def _made(kind: str, out: Path, dtype: str | None) -> Sink[Any]:
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _made(kind: str, out: Path, heatmap: dict[str, Any], features: dict[str, Any]) -> Sink[Any]:
     from streamwsi import sinks
 
-    features: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     made: dict[str, Callable[[], Sink[Any]]] = {
-        "zarr": lambda: sinks.HeatmapZarr(str(out)),
+        "zarr": lambda: sinks.HeatmapZarr(str(out), **heatmap),
         "pdmcsv": lambda: sinks.Pdmcsv(str(out)),
         "features-zarr": lambda: sinks.FeaturesZarr(str(out), **features),
         "features-hdf5": lambda: sinks.FeaturesHdf5(str(out), **features),

@@ -59,7 +59,7 @@ OUT = Path("out")
     ],
 )
 def test_what_they_mean(words: Any, output: Any, dtype: Any, sink: Any, chosen: Any) -> None:
-    assert Writing.read(words, output, dtype, OUT) == Writing(sink, chosen)
+    assert Writing.read(words, output, OUT, feature_dtype=dtype) == Writing(sink, chosen)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_they_mean(words: Any, output: Any, dtype: Any, sink: Any, chosen: 
 )
 def test_what_means_nothing(words: Any, output: Any, dtype: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Writing.read(words, output, dtype, OUT)
+        Writing.read(words, output, OUT, feature_dtype=dtype)
 
 
 @pytest.fixture

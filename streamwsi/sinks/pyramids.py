@@ -1,0 +1,108 @@
+"""Pyramids of dense maps: the sizes of their levels, and how a level is made from the one before.
+
+Each level has half the rows and columns, rounded up: cell (i, j) comes from the cells
+``2i … 2i + 1`` × ``2j … 2j + 1``, of which the last row and column may be missing. A number is
+the mean of those of the four that are there and not NaN. A label is the first one's, for labels
+cannot be averaged; so level k shows every 2ᵏ-th label of level 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .chunking import Chunking
+
+__all__ = [
+    "first_of_cells",
+    "level_shapes",
+    "mean_of_cells",
+    "piece",
+    "pyramid_bytes",
+    "widened",
+    "written",
+]
+
+Cells = npt.NDArray[Any]
+
+#: What is kept to be written at once, where files are small ...
+_WRITTEN_BYTES = 16 << 20
+#: ... and what is made at once, where chunks are.
+_PIECE_BYTES = 2 << 20
+
+#: Wide enough that no sum overflows, and that only the last step rounds.
+_SUMS = {np.dtype(np.float16): np.float32, np.dtype(np.float32): np.float64}
+
+
+def level_shapes(shape: tuple[int, ...], smallest: int = 256) -> list[tuple[int, ...]]:
+    """The shapes of all levels, level 0 included, until no side is longer than `smallest`.
+
+    Args:
+        shape: of level 0, ``(…, rows, columns)``.
+        smallest: cells; at least 1.
+    """
+    shapes = [shape]
+    while max(shapes[-1][-2:]) > smallest:
+        *channels, rows, columns = shapes[-1]
+        shapes.append((*channels, -(-rows // 2), -(-columns // 2)))
+    return shapes
+
+
+def mean_of_cells(cells: Cells) -> Cells:
+    """The next level of ``(…, rows, columns)`` float16 or float32 cells, in their dtype.
+
+    The mean is taken in float32 and float64 respectively, and rounded once.
+    """
+    shape = (*cells.shape[:-2], -(-cells.shape[-2] // 2), -(-cells.shape[-1] // 2))
+    there = ~np.isnan(cells)
+    if not there.any():
+        return np.full(shape, np.nan, cells.dtype)
+    total, count = np.zeros(shape, _SUMS[cells.dtype]), np.zeros(shape, np.uint8)
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        for i, j in np.ndindex(2, 2):
+            part, known = cells[..., i::2, j::2], there[..., i::2, j::2]
+            corner = (..., slice(part.shape[-2]), slice(part.shape[-1]))
+            np.add(total[corner], part, out=total[corner], where=known)
+            count[corner] += known
+        np.divide(total, count, out=total)
+    # Which of the NaNs a division gives differs between processors.
+    total[np.isnan(total)] = np.nan
+    return total.astype(cells.dtype)
+
+
+def first_of_cells(cells: Cells) -> Cells:
+    """The next level of ``(…, rows, columns)`` labels."""
+    return cells[..., ::2, ::2]
+
+
+def widened(step: Sequence[int], shape: Sequence[int], cells: int) -> tuple[int, ...]:
+    """As many steps, side by side within `shape`, as have at most `cells` cells; at least one."""
+    wide = [*step]
+    for axis in reversed(range(len(wide))):
+        fits = max(1, cells // prod(wide))
+        wide[axis] *= min(fits, -(-shape[axis] // step[axis]))
+    return tuple(wide)
+
+
+def written(cut: Chunking, shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """The cells of a level that are kept to be written at once: whole files."""
+    return widened(cut.files, shape, _WRITTEN_BYTES // itemsize)
+
+
+def piece(cut: Chunking, shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """The cells of a level that are made at once: whole chunks."""
+    return widened(cut.chunks, shape, _PIECE_BYTES // itemsize)
+
+
+def pyramid_bytes(cut: Chunking, itemsize: int) -> int:
+    """The memory at most that making a pyramid takes, whatever its size.
+
+    What is written at once, compressed, and joined to a file; and for a piece the four times as
+    many cells that it is made from, decoded and compressed, and the sums.
+    """
+    files = max(prod(cut.files) * itemsize, _WRITTEN_BYTES)
+    return 3 * files + 18 * max(prod(cut.chunks) * itemsize, _PIECE_BYTES)

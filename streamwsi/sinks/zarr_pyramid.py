@@ -1,0 +1,138 @@
+"""The smaller levels of a finished zarr array, made one from another in bounded memory.
+
+Level k lies beside level 0 under the name k. What is made is what `streamwsi.sinks.pyramids`
+says; a level's chunks, shards, compressor and fill value are those of level 0, so chunks that
+are all NaN need no file where level 0's need none.
+
+Nothing is kept of an earlier, interrupted call: the levels are made anew, and the bytes are the
+same. Only what refers to the levels, which is written after them, makes them part of an image.
+
+Importing this module imports zarr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import numpy as np
+from zarr import AsyncArray
+from zarr.api import asynchronous
+from zarr.core.buffer import default_buffer_prototype
+
+from ..errors import CannotWrite
+from .chunking import Chunking
+from .pyramids import first_of_cells, level_shapes, mean_of_cells, piece, written
+from .zarr_arrays import DurableStore
+
+__all__ = ["build_pyramid"]
+
+Selection = tuple[slice, ...]
+
+
+async def build_pyramid(
+    store: DurableStore, path: str = "0", *, labels: bool, smallest: int = 256
+) -> list[str]:
+    """Write the levels 1, 2, … of an array, durably.
+
+    Each file is written once, and each of level 0's is read once. Takes
+    `streamwsi.sinks.pyramids.pyramid_bytes` of memory.
+
+    Args:
+        store: the group's store.
+        path: level 0, whole: ``(c, y, x)`` float32 or float16, or labels, ``(y, x)`` or
+            ``(c, y, x)``. Its name ends with ``0``.
+        labels: whether a cell is a label, of which the nearest is taken, rather than the mean.
+        smallest: the longest side of the last level, in cells.
+
+    Returns:
+        The paths of all levels, `path` first.
+
+    Raises:
+        CannotWrite: a chunk cannot be read back.
+    """
+    source: AsyncArray[Any] = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    shapes = level_shapes(source.shape, smallest)
+    prefix = path.removesuffix("0")
+    paths = [f"{prefix}{k}" for k in range(len(shapes))]
+    await anyio.to_thread.run_sync(_remove, store.root / prefix)
+    for name, shape in zip(paths[1:], shapes[1:], strict=True):
+        target = await _create(store, name, source, shape)
+        await _fill(source, target, labels=labels)
+        source = target
+    await store.sync()
+    return paths
+
+
+def _remove(group: Path) -> None:
+    """Remove what an earlier call left of the levels."""
+    for folder in [*group.iterdir()]:
+        if folder.name.isdecimal() and int(folder.name) > 0:
+            shutil.rmtree(folder)
+
+
+async def _create(
+    store: DurableStore, path: str, like: AsyncArray[Any], shape: tuple[int, ...]
+) -> AsyncArray[Any]:
+    """An empty array that is another one's like, but for its shape."""
+    metadata = dataclasses.replace(like.metadata.update_shape(shape), attributes={})
+    for name, document in metadata.to_buffer_dict(default_buffer_prototype()).items():
+        await store.set(f"{path}/{name}", document)
+    array: AsyncArray[Any] = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    return array
+
+
+async def _fill(source: AsyncArray[Any], target: AsyncArray[Any], *, labels: bool) -> None:
+    halve = first_of_cells if labels else mean_of_cells
+    cut, itemsize = Chunking(target.chunks, target.shards), target.dtype.itemsize
+    made = piece(cut, target.shape, itemsize)
+    for at in _tiles(_whole(target.shape), written(cut, target.shape, itemsize)):
+        cells = np.empty([s.stop - s.start for s in at], target.dtype)
+        for part in _tiles(at, made):
+            with _decoding(source):
+                finer = np.asarray(await source.getitem(_finer(part, source.shape)))
+            inside = tuple(
+                slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, at, strict=True)
+            )
+            cells[inside] = await anyio.to_thread.run_sync(halve, finer)
+        await target.setitem(at, cells)
+
+
+def _whole(shape: tuple[int, ...]) -> Selection:
+    return tuple(slice(0, n) for n in shape)
+
+
+def _tiles(area: Selection, step: tuple[int, ...]) -> Iterator[Selection]:
+    """The area in tiles, from its corner on; those at its end may be smaller."""
+    starts = [range(s.start, s.stop, n) for s, n in zip(area, step, strict=True)]
+    for corner in product(*starts):
+        yield tuple(
+            slice(start, min(start + n, s.stop))
+            for start, n, s in zip(corner, step, area, strict=True)
+        )
+
+
+def _finer(part: Selection, shape: tuple[int, ...]) -> Selection:
+    """The cells of the level before that a part is made from."""
+    axes = zip(part[-2:], shape[-2:], strict=True)
+    return part[:-2] + tuple(slice(2 * s.start, min(2 * s.stop, n)) for s, n in axes)
+
+
+@contextmanager
+def _decoding(array: AsyncArray[Any]) -> Iterator[None]:
+    """Chunks may have been damaged since they were written."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise CannotWrite(
+            f"{array.store_path} holds a chunk that cannot be read back ({error}); "
+            "--overwrite starts afresh"
+        ) from error

@@ -18,7 +18,7 @@ the plan and the shape of the values only. Integers only: no arrays are made her
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd
 from typing import NamedTuple
@@ -65,6 +65,7 @@ class Mosaic:
         window: cells that one window fills.
         band: rows of cells that are finished together.
         across: columns of cells that are written together: panels are divided at multiples.
+            Where there is one panel it does not matter.
 
     Raises:
         StageMismatch: the windows do not lie whole cells apart.
@@ -136,15 +137,19 @@ class Mosaic:
         """The first column of cells of a column of windows."""
         return self._at(0, column) - self._skipped(0)
 
-    @property
-    def chunks(self) -> tuple[int, int, int]:
-        """The shape of a chunk: ``(channels, rows, columns)``."""
-        return self.channels, min(self.band, self.shape[1]), min(self.across, self.shape[2])
+    @classmethod
+    def of(cls, grid: Grid, channels: int, window: Size, side: int) -> Mosaic:
+        """With bands of two chunks' rows; a wide level's panels are divided at what makes few,
+        large files: 32 chunks, or as many as half a panel has.
 
-    @property
-    def of_codes(self) -> Mosaic:
-        """The same cells with one byte each."""
-        return replace(self, channels=1)
+        Args:
+            grid, channels, window: see the class.
+            side: cells per side of a chunk.
+        """
+        whole = cls(grid, channels, window, 2 * side, side)
+        panel = min(grid.panel, grid.columns) * grid.stride.width / whole.cell(0)
+        chunks = 1 << max(0, min(5, int(panel / (2 * side)).bit_length() - 1))
+        return cls(grid, channels, window, 2 * side, chunks * side)
 
     @property
     def merging_bytes(self) -> int:

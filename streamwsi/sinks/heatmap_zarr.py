@@ -20,7 +20,6 @@ channels there are, the image is an empty array, ``planned``: one channel, NaN e
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -41,11 +40,10 @@ from ..slides import SlideRef
 from ..stages import Recipe
 from ..values import ValueType
 from .base import ResumableWriter, claimed
-from .cell_types import CELL_TYPES, CellType, channels_of, dtype_of, fill_of
-from .durable import sync_folders
-from .heatmap_metadata import channel_names, ome_attributes
-from .seams import remove_seams
-from .zarr_groups import ZarrGroup, empty_array
+from .cell_types import CELL_TYPES, CellType, channels_of, dtype_of
+from .heatmap_group import HeatmapGroup
+from .heatmap_image import HeatmapImage
+from .heatmap_metadata import channel_names
 
 if TYPE_CHECKING:
     from .merging import Merging
@@ -116,7 +114,9 @@ class HeatmapZarr:
             count = plan.count if plan.grid is None else plan.grid.count
             return min(_OPEN_BYTES, count * _WINDOW_BYTES)
         cells = self.arrangement(plan.grid, (plan.count, *(values.shape or (1,))))
-        return 2 * cells.block_bytes if isinstance(cells, Raster) else cells.merging_bytes
+        image = HeatmapImage(plan, cells, self.dtype, self.chunk)
+        open_ = 2 * cells.block_bytes if isinstance(cells, Raster) else cells.merging_bytes
+        return max(open_, image.pyramid_bytes)
 
     def arrangement(self, grid: Grid, shape: tuple[int, ...]) -> Raster | Mosaic:
         """Where the cells of values ``(n, C)`` or ``(n, C, h, w)`` lie.
@@ -128,7 +128,7 @@ class HeatmapZarr:
         stored = channels_of(self.dtype, raster.channels)
         whole = grid.stride == grid.kernel and grid.pad is None
         if raster.window != Size(1, 1) and not whole:
-            return Mosaic(grid, raster.channels, raster.window, self.chunk, self.chunk)
+            return Mosaic.of(grid, raster.channels, raster.window, self.chunk)
         return replace(raster, channels=stored, itemsize=np.dtype(dtype_of(self.dtype)).itemsize)
 
     @asynccontextmanager
@@ -148,7 +148,7 @@ class HeatmapZarr:
                 "a heatmap needs windows on a grid, and this sampler's are not; choose a "
                 "sliding window, or another sink"
             )
-        output = _Group(Path(self.out), f"{plan.slide.ref.id}.zarr", plan, recipe)
+        output = HeatmapGroup(Path(self.out), f"{plan.slide.ref.id}.zarr", plan, recipe)
         async with claimed(output, overwrite=overwrite):
             writer = _Writer(output, self)
             try:
@@ -157,40 +157,8 @@ class HeatmapZarr:
                 await writer.close()
 
 
-class _Group(ZarrGroup):
-    kind = "HeatmapZarr"
-    mark = "channels"
-
-    def announce(self) -> None:
-        assert self.plan.grid is not None
-        raster, slide = Raster(self.plan.grid), self.plan.slide
-        document = empty_array(raster.shape, raster.chunks, "float32", "NaN", ("c", "y", "x"))
-        self.write_array(_PLANNED, document)
-        self.describe(
-            ome_attributes(slide.ref.id, raster, self.plan.level, slide.pyramid.mpp, _PLANNED)
-        )
-        self.save()
-
-    def describe(self, ome: Mapping[str, Any]) -> None:
-        """Set the image's metadata."""
-        self.attributes = {"ome": ome}
-
-    def begin(self) -> None:
-        remove_seams(self.path)
-        super().begin()
-
-    def completed(self) -> None:
-        remove_seams(self.path)
-
-    def forget_planned(self) -> None:
-        """Remove the empty image, once the other one is there."""
-        if (self.path / _PLANNED).exists():
-            shutil.rmtree(self.path / _PLANNED)
-            sync_folders([self.path])
-
-
 class _Writer(ResumableWriter):
-    def __init__(self, output: _Group, sink: HeatmapZarr) -> None:
+    def __init__(self, output: HeatmapGroup, sink: HeatmapZarr) -> None:
         super().__init__(output)
         assert output.plan.grid is not None
         self._group = output
@@ -199,6 +167,7 @@ class _Writer(ResumableWriter):
         self._shape: tuple[int, ...] = ()
         self._store: DurableStore | None = None
         self._map: SideBySide | Merging | None = None
+        self._image: HeatmapImage | None = None
 
     async def close(self) -> None:
         """End all writing before the output is unlocked."""
@@ -227,7 +196,10 @@ class _Writer(ResumableWriter):
 
     async def _flush(self) -> None:
         if self._map is not None and self._store is not None:
-            await self._map.flush(self._pieces == self._group.plan.count)
+            last = self._pieces == self._group.plan.count
+            await self._map.flush(last)
+            if last:
+                await self._finish()
             await self._store.sync()
 
     def _durable(self) -> tuple[int, int]:
@@ -235,19 +207,31 @@ class _Writer(ResumableWriter):
             return super()._durable()
         return self._map.durable(self._pieces, self._invalid)
 
+    async def _finish(self) -> None:
+        """Add the smaller levels, which the record's last state will name."""
+        from .zarr_pyramid import build_pyramid
+
+        assert self._image is not None
+        assert self._store is not None
+        labels = self._sink.dtype == "labels"
+        paths = await build_pyramid(self._store, self._image.path, labels=labels)
+        self._group.show(self._image, *paths)
+        await anyio.to_thread.run_sync(self._group.save_labels)
+
     async def _open(self, shape: tuple[int, ...]) -> SideBySide | Merging:
         arrays = await anyio.to_thread.run_sync(_zarr_arrays)
         group, plan, fresh = self._group, self._group.plan, not self._group.begun
         cells = self._sink.arrangement(self._grid, shape)
         self._store = arrays.DurableStore(group.path)
-        group.describe(ome_attributes(plan.slide.ref.id, cells, plan.level, plan.slide.pyramid.mpp))
-        group.told = {"channels": channel_names(group.identity["processor"], shape[1])}
-        image, codes = await (self._create if fresh else self._reopen)(cells)
+        names = channel_names(group.identity["processor"], shape[1])
+        self._image = HeatmapImage(plan, cells, self._sink.dtype, self._sink.chunk, names)
+        group.show(self._image)
+        image, codes = await (self._create if fresh else self._reopen)(self._image)
         written = await self._arranged(cells, image, codes)
         await written.begin(self.resume_at, fresh)
         if fresh:
             await self._store.sync()
-            await anyio.to_thread.run_sync(group.save)
+            await anyio.to_thread.run_sync(group.save_image)
         await anyio.to_thread.run_sync(group.forget_planned)
         return written
 
@@ -267,28 +251,24 @@ class _Writer(ResumableWriter):
             Merging, image, codes, cells, sink.blend, sink.dtype, plan, self._group.path
         )
 
-    async def _create(self, cells: Raster | Mosaic) -> list[AnyArray]:
-        arrays, dtype = _zarr_arrays(), self._sink.dtype
-        of_codes = cells.of_codes
-        axes = ("y", "x") if dtype == "labels" else ("c", "y", "x")
-        how = dtype_of(dtype), fill_of(dtype), axes
+    async def _create(self, image: HeatmapImage) -> list[AnyArray]:
+        arrays, store, codes = _zarr_arrays(), self._store, image.codes
+        what = image.dtype, image.fill, image.axes
         return [
-            await arrays.create_array(self._store, "0", cells.shape, cells.chunks, *how),
-            await arrays.create_array(
-                self._store, "valid", of_codes.shape, of_codes.chunks, "uint8", 0, ("y", "x")
-            ),
+            await arrays.create_array(store, image.path, image.shape, image.cut, *what),
+            await arrays.create_array(store, "valid", codes[0], codes[1], "uint8", 0, "yx"),
         ]
 
-    async def _reopen(self, cells: Raster | Mosaic) -> list[AnyArray]:
-        arrays, dtype, of_codes = _zarr_arrays(), dtype_of(self._sink.dtype), cells.of_codes
+    async def _reopen(self, image: HeatmapImage) -> list[AnyArray]:
+        arrays, store, codes = _zarr_arrays(), self._store, image.codes
         found = [
-            await arrays.open_array(self._store, "0", cells.shape, cells.chunks, dtype),
-            await arrays.open_array(self._store, "valid", of_codes.shape, of_codes.chunks, "uint8"),
+            await arrays.open_array(store, image.path, image.shape, image.cut, image.dtype),
+            await arrays.open_array(store, "valid", codes[0], codes[1], "uint8"),
         ]
         if None in found:
             raise CannotWrite(
-                f"{self._group.path} was begun with other values than {cells.channels} × "
-                f"{cells.window} per window; --overwrite starts afresh"
+                f"{self._group.path} was begun with other values than {image.cells.channels} × "
+                f"{image.cells.window} per window; --overwrite starts afresh"
             )
         return found
 

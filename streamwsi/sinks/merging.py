@@ -68,6 +68,7 @@ class Merging:
         self._image = image
         self._codes = codes
         self._mosaic = mosaic
+        self._blend = blend
         self._cells = cells
         self._plan = plan
         self._path = path
@@ -127,6 +128,7 @@ class Merging:
             while self._panel < len(self._panels) - 1:
                 await self._next_panel()
             await self._store_until(self._mosaic.bands)
+            self._canvas = Canvas(self._blend, 1, self._mosaic.window, 0, 0)  # its memory
         if self._right is not None:
             await anyio.to_thread.run_sync(self._right.sync)
 

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from zarr import AsyncArray
 from zarr.api import asynchronous
-from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from ..errors import CannotWrite
 from ..geometry import Run
 from ..heatmaps import Block, Raster
+from .chunking import Chunking
+from .compression import blosc_zstd
 from .durable import make_folders, replace_file, sync_folders
 
 __all__ = [
@@ -205,39 +206,40 @@ async def create_array(
     store: DurableStore,
     path: str,
     shape: tuple[int, ...],
-    chunks: tuple[int, ...],
+    cut: Chunking,
     dtype: str,
     fill: float,
-    axes: tuple[str, ...],
+    axes: str,
 ) -> AnyArray:
     """A new array; what an interrupted run left in its place is removed.
 
     Args:
         store: the group's store.
         path: the array's name in the group.
-        shape, chunks: of which the last ``len(axes)`` numbers are taken.
+        shape: its sizes.
+        cut: its chunks and shards.
         dtype: numpy dtype.
         fill: the value of cells that nothing was computed for.
-        axes: the names of the dimensions.
+        axes: the names of the dimensions, a letter each.
     """
     return await asynchronous.create_array(
         store,
         name=path,
-        shape=shape[-len(axes) :],
-        chunks=chunks[-len(axes) :],
+        shape=shape,
+        chunks=cut.chunks,
+        shards=cut.shards,
         dtype=dtype,
         fill_value=fill,
-        # Not blosc: its result depends on the number of threads.
-        compressors=ZstdCodec(level=1),
+        compressors=blosc_zstd(cut.chunks, np.dtype(dtype).itemsize),
         dimension_names=axes,
         overwrite=True,
     )
 
 
 async def open_array(
-    store: DurableStore, path: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
+    store: DurableStore, path: str, shape: tuple[int, ...], cut: Chunking, dtype: str
 ) -> AnyArray | None:
-    """The array of an earlier run; None where it is not of that shape, chunks and dtype."""
+    """The array of an earlier run; None where it is not of that shape, cut and dtype."""
     array: AnyArray = await asynchronous.open_array(store=store, path=path, zarr_format=3)
-    expected = shape[-array.ndim :], chunks[-array.ndim :], np.dtype(dtype)
-    return array if (array.shape, array.chunks, array.dtype) == expected else None
+    found = array.shape, Chunking(array.chunks, array.shards), array.dtype
+    return array if found == (shape, cut, np.dtype(dtype)) else None

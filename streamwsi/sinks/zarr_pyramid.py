@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,9 @@ from zarr import AsyncArray
 from zarr.api import asynchronous
 from zarr.core.buffer import default_buffer_prototype
 
-from ..errors import CannotWrite
 from .chunking import Chunking
 from .pyramids import first_of_cells, level_shapes, mean_of_cells, piece, written
-from .zarr_arrays import DurableStore
+from .zarr_arrays import DurableStore, decoding
 
 __all__ = ["build_pyramid"]
 
@@ -95,7 +93,7 @@ async def _fill(source: AsyncArray[Any], target: AsyncArray[Any], *, labels: boo
     for at in _tiles(_whole(target.shape), written(cut, target.shape, itemsize)):
         cells = np.empty([s.stop - s.start for s in at], target.dtype)
         for part in _tiles(at, made):
-            with _decoding(source):
+            async with decoding(source):
                 finer = np.asarray(await source.getitem(_finer(part, source.shape)))
             inside = tuple(
                 slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, at, strict=True)
@@ -122,17 +120,3 @@ def _finer(part: Selection, shape: tuple[int, ...]) -> Selection:
     """The cells of the level before that a part is made from."""
     axes = zip(part[-2:], shape[-2:], strict=True)
     return part[:-2] + tuple(slice(2 * s.start, min(2 * s.stop, n)) for s, n in axes)
-
-
-@contextmanager
-def _decoding(array: AsyncArray[Any]) -> Iterator[None]:
-    """Chunks may have been damaged since they were written."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise CannotWrite(
-            f"{array.store_path} holds a chunk that cannot be read back ({error}); "
-            "--overwrite starts afresh"
-        ) from error

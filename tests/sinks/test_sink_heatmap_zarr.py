@@ -347,7 +347,7 @@ async def test_killed_while_the_empty_image_is_removed(
         raise KeyError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("streamwsi.sinks.heatmap_zarr._Group.forget_planned", break_off)
+        patch.setattr("streamwsi.sinks.heatmap_group.HeatmapGroup.forget_planned", break_off)
         with pytest.raises(KeyError):
             await write(tmp_path / "a", plan, values)
     (left,) = (tmp_path / "a").glob("*.zarr/planned")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,21 @@ import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 import pytest
+import yaozarrs
 import zarr
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
+from ome_zarr_models.v05 import Image, ImageLabel
 
 from streamwsi.blending import BLENDS
+from streamwsi.errors import ConfigError, StageMismatch
 from streamwsi.geometry import Grid, Run, Size
+from streamwsi.mosaics import Mosaic
 from streamwsi.samplers.masked import MaskedPlan, _Runs
 from streamwsi.sinks import HeatmapZarr
+from streamwsi.sinks.zarr_arrays import DurableStore
 from streamwsi.testing.outputs import grid_plan, recipe, stream, tree
+from streamwsi.values import ValueType
 
 Array = npt.NDArray[Any]
 #: Making a failing example smaller takes minutes here.
@@ -157,6 +164,7 @@ def axes(draw: Any) -> tuple[int, int, int, int, int]:
 def cases(draw: Any) -> Case:
     x, y = draw(axes()), draw(axes())
     size, kernel, stride, cells = (Size(x[i], y[i]) for i in range(4))
+    assume(cells != Size(1, 1))  # a vector, whatever its axes
     if draw(st.booleans()):
         grid = Grid.covering(size, kernel, stride, (x[4], y[4]), "white")
     else:
@@ -249,3 +257,100 @@ async def test_an_interrupted_merge_has_the_same_bytes(
                 await writer.write(some(writer.resume_at, end))
     await write(sink, plan, values, valid=valid, batch=batch)
     assert tree(broken) == tree(whole)
+
+
+DENSE = Case(Grid(Size(1200, 900), Size(64, 64), Size(24, 40)), Size(16, 16), 3, 16, None, 0.1)
+
+
+async def test_nothing_is_written_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of all levels; the documents of arrays that do not change, too."""
+    written: Counter[str] = Counter()
+    put = DurableStore.set_sync
+
+    def counted(self: DurableStore, key: str, value: Any) -> None:
+        written[key] += 1
+        put(self, key, value)
+
+    monkeypatch.setattr(DurableStore, "set_sync", counted)
+    case = replace(DENSE, grid=replace(DENSE.grid, panel=17))
+    path = await merged(tmp_path, HeatmapZarr(tmp_path, case.chunk), case, 16)
+    files = {str(p.relative_to(path)) for p in path.rglob("c/**/*") if p.is_file()}
+    assert {key for key in written if "/c/" in key} == files
+    assert {written[key] for key in files} == {1}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "labels"])
+async def test_all_levels_are_valid_images_and_right(tmp_path: Path, dtype: Any) -> None:
+    case = replace(DENSE, grid=replace(DENSE.grid, size=Size(3000, 2600)), chunk=64)
+    plain = await merged(tmp_path / "plain", HeatmapZarr(tmp_path / "plain", 64, "max"), case, 16)
+    sink = HeatmapZarr(tmp_path, 64, "max", dtype)
+    path = await merged(tmp_path, sink, case, 16)
+    whole, codes = await anyio.to_thread.run_sync(read, plain)
+    expected = whole
+    if dtype == "labels":
+        expected = np.where(np.isnan(whole[0]), 0, 1 + np.argmax(whole, 0)).astype(np.uint8)
+        assert (expected == 0).any()
+    if dtype == "float16":
+        expected = whole.astype(np.float16)
+
+    def check() -> None:
+        group = zarr.open_group(path, mode="r")
+        image = Image.from_zarr(group)
+        yaozarrs.validate_zarr_store(str(path))
+        prefix = "labels/classes/" if dtype == "labels" else ""
+        paths = [d.path for d in image.ome_attributes.multiscales[0].datasets]
+        assert paths == [f"{prefix}{k}" for k in range(3)]
+        found = np.asarray(group[paths[0]][:])  # type: ignore[index]
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+        half = np.asarray(group[paths[1]][:])  # type: ignore[index]
+        if dtype == "labels":
+            np.testing.assert_array_equal(half, expected[::2, ::2])
+            classes = ImageLabel.from_zarr(group["labels/classes"])  # type: ignore[arg-type]
+            label = classes.ome_attributes.image_label
+            assert label is not None
+            colors = label.colors
+            assert colors is not None
+            assert [c.label_value for c in colors] == [1, 2, 3]
+        else:
+            four = expected[:, :200, :200].astype(np.float64).reshape(3, 100, 2, 100, 2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # where all four are NaN
+                mean = np.nanmean(four, axis=(2, 4))
+            np.testing.assert_allclose(half[:, :100, :100], mean, rtol=1e-3)
+
+    await anyio.to_thread.run_sync(check)
+    _, again = await anyio.to_thread.run_sync(read, plain)
+    np.testing.assert_array_equal(codes, again)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"blend": "sum"}, "blend must be one of mean, gaussian"),
+        ({"dtype": "int8"}, "dtype must be"),
+    ],
+)
+def test_settings_that_make_no_sense(settings_: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HeatmapZarr("out", **settings_)
+
+
+async def test_more_classes_than_labels(tmp_path: Path) -> None:
+    plan = grid_plan(Grid(Size(8, 8), Size(4, 4), Size(4, 4)))
+    with pytest.raises(StageMismatch, match="uint8 labels name 255 at most"):
+        await write(HeatmapZarr(tmp_path, dtype="labels"), plan, np.zeros((4, 256), np.float32))
+
+
+def test_the_memory_of_a_merge_is_known_and_does_not_grow_with_the_height() -> None:
+    sink, values = HeatmapZarr("out"), ValueType((2, 256, 256), np.dtype("f4"))
+    taken = [
+        sink.memory(grid_plan(Grid(Size(16384, h), Size(512, 512), Size(256, 256))), values)
+        for h in (16384, 160000)
+    ]
+    assert taken[0] == taken[1]
+    cells = Mosaic.of(
+        Grid(Size(16384, 16384), Size(512, 512), Size(256, 256)), 2, Size(256, 256), 256
+    )
+    canvas = cells.front * 8192 * (2 * 4 + 4 + 1)
+    assert canvas <= taken[0] <= 3 * canvas

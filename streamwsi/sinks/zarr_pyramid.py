@@ -39,7 +39,7 @@ async def build_pyramid(
 ) -> list[str]:
     """Write the levels 1, 2, … of an array, durably.
 
-    Each file is written once, and each of level 0's is read once. Takes
+    Each file is written once, and each chunk of the level before is read once. Takes
     `streamwsi.sinks.pyramids.pyramid_bytes` of memory.
 
     Args:

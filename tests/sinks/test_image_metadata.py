@@ -144,6 +144,8 @@ def test_a_cell_lies_in_the_middle_of_those_it_is_made_from(axes: str) -> None:
         pairs = zip(scale["scale"][-2:], translation["translation"][-2:], cell, strict=True)
         return [s * n + t for s, t, n in pairs]
 
+    assert centre(0, (0, 0)) == [1.25, -7.5]
+    assert centre(0, (2, 3)) == [1.25 + 2 * 3.0, -7.5 + 3 * 5.0]
     for k, i, j in itertools.product(range(4), range(3), range(3)):
         covered = itertools.product(
             range(i * 2**k, (i + 1) * 2**k), range(j * 2**k, (j + 1) * 2**k)

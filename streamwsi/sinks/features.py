@@ -13,17 +13,19 @@ which nobody reads, and the same features would have other bytes in another fold
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..chunks import Pieces, Plan
-from ..errors import ConfigError, StageMismatch
+from ..errors import CannotWrite, ConfigError, StageMismatch
 from ..geometry import Size
 from ..slides import Slide
+from .corners import Corners, Windows, level0_corners
 
-__all__ = ["Dtype", "check_dtype", "feature_rows", "patch_attributes", "window_attributes"]
+__all__ = ["Dtype", "FeatureRows", "check_dtype", "patch_attributes", "window_attributes"]
 
 Dtype = Literal["float32", "float16"]
 
@@ -41,12 +43,52 @@ def check_dtype(dtype: str) -> None:
         raise ConfigError(f"the dtype of features must be float32 or float16, not {dtype!r}")
 
 
-def feature_rows(pieces: Pieces[Any], dtype: str) -> npt.NDArray[Any]:
-    """The values as ``(n, D)`` in that dtype, NaN where they are not valid.
+class FeatureRows:
+    """The rows of one output.
 
-    Raises:
-        StageMismatch: they are no vectors of numbers, or float16 does not hold them.
+    Args:
+        plan: whose windows they are.
+        dtype: of the features.
+        path: of the output, for messages.
+
+    Attributes:
+        dimensions: the length of the vectors; 0 until the first ones came.
     """
+
+    def __init__(self, plan: Plan, dtype: str, path: Path) -> None:
+        self.dimensions = 0
+        self._plan = plan
+        self._dtype = dtype
+        self._path = path
+        self._windows = Windows()
+
+    def of(self, pieces: Pieces[Any]) -> tuple[npt.NDArray[Any], Corners, npt.NDArray[np.bool_]]:
+        """Features ``(n, d)``, NaN where they are not valid; coords ``(n, 2)`` in level-0
+        pixels; valid ``(n,)``.
+
+        Raises:
+            StageMismatch: the values are no vectors of numbers of one length, or float16 does
+                not hold them.
+        """
+        rows = _vectors(pieces, self._dtype)
+        self.dimensions = self.dimensions or rows.shape[1]
+        if rows.shape[1] != self.dimensions:
+            raise StageMismatch(
+                f"{self._path}: the processor returned {self.dimensions} numbers and then "
+                f"{rows.shape[1]} per window; features need one length"
+            )
+        corners = level0_corners(self._windows.corners(pieces.places), self._plan.level)
+        return rows, corners, pieces.valid
+
+    def another_length(self) -> CannotWrite:
+        """The error where an earlier run has begun the output with other vectors."""
+        return CannotWrite(
+            f"{self._path} was begun with vectors of another length than {self.dimensions}; "
+            "--overwrite starts afresh"
+        )
+
+
+def _vectors(pieces: Pieces[Any], dtype: str) -> npt.NDArray[Any]:
     values: Any = pieces.values
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         what = f"{values.dtype} array" if isinstance(values, np.ndarray) else type(values).__name__

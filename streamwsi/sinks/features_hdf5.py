@@ -32,14 +32,14 @@ import anyio
 import anyio.to_thread
 
 from ..chunks import Pieces, Plan
-from ..errors import CannotWrite, ConfigError, StageMismatch
+from ..errors import ConfigError
 from ..slides import SlideRef
 from ..stages import Recipe
 from ..values import ValueType
 from .base import ResumableWriter, claimed
-from .corners import Windows, kernel_of, level0_corners
+from .corners import kernel_of
 from .durable import sync_folders
-from .features import Dtype, check_dtype, feature_rows, patch_attributes
+from .features import Dtype, FeatureRows, check_dtype, patch_attributes
 from .sidecars import FileOutput
 
 if TYPE_CHECKING:
@@ -172,21 +172,11 @@ class _File(FileOutput):
 
         return create_table(self.unfinished, self.columns(dimensions))
 
-    def reopen(self, dimensions: int) -> Table:
-        """The file that an earlier run has begun.
-
-        Raises:
-            CannotWrite: it holds something else.
-        """
+    def reopen(self, dimensions: int) -> Table | None:
+        """The file that an earlier run has begun; None where it holds something else."""
         from .hdf5_tables import open_table
 
-        table = open_table(self.unfinished, self.columns(dimensions))
-        if table is None:
-            raise CannotWrite(
-                f"{self.path} was begun with vectors of another length than {dimensions}; "
-                "--overwrite starts afresh"
-            )
-        return table
+        return open_table(self.unfinished, self.columns(dimensions))
 
     def finish(self) -> None:
         """Give the file its name, once all of it is durable."""
@@ -200,9 +190,8 @@ class _Writer(ResumableWriter):
     def __init__(self, output: _File) -> None:
         super().__init__(output)
         self._file = output
-        self._windows = Windows()
+        self._features = FeatureRows(output.plan, output.dtype, output.path)
         self._table: Table | None = None
-        self._dimensions = 0
 
     async def close(self) -> None:
         if self._table is not None:
@@ -213,18 +202,18 @@ class _Writer(ResumableWriter):
         await anyio.to_thread.run_sync(self._write, pieces)
 
     def _write(self, pieces: Pieces[Any]) -> None:
-        rows = feature_rows(pieces, self._file.dtype)
+        columns = self._features.of(pieces)
         if self._table is None:
-            self._dimensions = rows.shape[1]
-            opened = self._file.reopen if self.resume_at else self._file.create
-            self._table = opened(self._dimensions)
-        if rows.shape[1] != self._dimensions:
-            raise StageMismatch(
-                f"{self._file.path}: the processor returned {self._dimensions} numbers and then "
-                f"{rows.shape[1]} per window; features need one length"
-            )
-        corners = level0_corners(self._windows.corners(pieces.places), self._file.plan.level)
-        self._table.write(pieces.places.start, rows, corners, pieces.valid)
+            self._table = self._opened()
+        self._table.write(pieces.places.start, *columns)
+
+    def _opened(self) -> Table:
+        if self.resume_at == 0:
+            return self._file.create(self._features.dimensions)
+        table = self._file.reopen(self._features.dimensions)
+        if table is None:
+            raise self._features.another_length()
+        return table
 
     async def _flush(self) -> None:
         await anyio.to_thread.run_sync(self._sync)

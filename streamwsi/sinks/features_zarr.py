@@ -26,13 +26,12 @@ import anyio.to_thread
 import numpy as np
 
 from ..chunks import Pieces, Plan
-from ..errors import CannotWrite, StageMismatch
 from ..slides import SlideRef
 from ..stages import Recipe
 from ..values import ValueType
 from .base import ResumableWriter, claimed
-from .corners import Windows, kernel_of, level0_corners
-from .features import Dtype, check_dtype, feature_rows, window_attributes
+from .corners import kernel_of
+from .features import Dtype, FeatureRows, check_dtype, window_attributes
 from .zarr_groups import ZarrGroup, empty_array
 
 if TYPE_CHECKING:
@@ -148,9 +147,8 @@ class _Writer(ResumableWriter):
     def __init__(self, output: _Group) -> None:
         super().__init__(output)
         self._group = output
-        self._windows = Windows()
+        self._features = FeatureRows(output.plan, output.dtype, output.path)
         self._store: DurableStore | None = None
-        self._dimensions = 0
         self._rows: list[Rows] = []
 
     async def close(self) -> None:
@@ -160,18 +158,10 @@ class _Writer(ResumableWriter):
                 await self._store.settle()
 
     async def _put(self, pieces: Pieces[Any]) -> None:
-        values = await anyio.to_thread.run_sync(feature_rows, pieces, self._group.dtype)
-        dimensions = values.shape[1]
+        columns = await anyio.to_thread.run_sync(self._features.of, pieces)
         if not self._rows:
-            self._dimensions = dimensions
             self._rows = await self._open_arrays()
-        if dimensions != self._dimensions:
-            raise StageMismatch(
-                f"{self._group.path}: the processor returned {self._dimensions} numbers and then "
-                f"{dimensions} per window; features need one length"
-            )
-        corners = level0_corners(self._windows.corners(pieces.places), self._group.plan.level)
-        for rows, some in zip(self._rows, (values, corners, pieces.valid), strict=True):
+        for rows, some in zip(self._rows, columns, strict=True):
             await rows.put(some)
 
     async def _flush(self) -> None:
@@ -186,15 +176,17 @@ class _Writer(ResumableWriter):
         self._store = module.open_store(group.path)
         # Saved with the next checkpoint too, where the output goes on.
         group.attributes = {"windows": window_attributes(group.plan, kernel_of(group.plan))}
-        group.told = {"dimensions": self._dimensions}
+        group.told = {"dimensions": self._features.dimensions}
         return await (self._reopen if group.begun else self._create)()
 
     async def _create(self) -> list[Rows]:
         assert self._store is not None
         group = self._group
-        wide = _rows_per_chunk(self._dimensions * np.dtype(group.dtype).itemsize)
+        wide = _rows_per_chunk(self._features.dimensions * np.dtype(group.dtype).itemsize)
         made = []
-        for name, shape, dtype, fill, axes in _columns(group.plan, group.dtype, self._dimensions):
+        for name, shape, dtype, fill, axes in _columns(
+            group.plan, group.dtype, self._features.dimensions
+        ):
             rows = wide if name == "features" else _NARROW
             made.append(
                 await _zarr_rows().create_rows(self._store, name, shape, rows, dtype, fill, axes)
@@ -206,13 +198,10 @@ class _Writer(ResumableWriter):
     async def _reopen(self) -> list[Rows]:
         assert self._store is not None
         group, found = self._group, []
-        for name, shape, *_ in _columns(group.plan, group.dtype, self._dimensions):
+        for name, shape, *_ in _columns(group.plan, group.dtype, self._features.dimensions):
             rows = await _zarr_rows().open_rows(self._store, name, shape, self.resume_at)
             if rows is None:
-                raise CannotWrite(
-                    f"{group.path} was begun with vectors of another length than "
-                    f"{self._dimensions}; --overwrite starts afresh"
-                )
+                raise self._features.another_length()
             found.append(rows)
         return found
 

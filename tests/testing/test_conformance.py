@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ import anyio
 import numpy as np
 import pytest
 import tifffile
+import torch
+from torch import Tensor, nn
 
 from streamwsi.chunks import Batch, BigChunk, Pieces, Plan, Receipt, SmallChunks
 from streamwsi.geometry import Box, Size
@@ -32,6 +35,7 @@ from streamwsi.testing.conformance import (
     SourceCase,
     SourceConformance,
 )
+from streamwsi.testing.conformance.rules import same
 from streamwsi.testing.faults import Checksums, Fault, ScriptedSource
 from streamwsi.testing.worker_faults import SeededSource, seeded_pixels, seeded_ref
 
@@ -96,6 +100,21 @@ class TestTorchModule(ProcessorConformance):
     def case(self) -> ProcessorCase:
         model = "streamwsi.processors.hematoxylin:Hematoxylin"
         return ProcessorCase(TorchModule(model, batch_size=8), WINDOWS)
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"mean": x.mean((2, 3)), "map": x[:, :2, :4, :4]}
+
+
+class TestSeveralOutputs(ProcessorConformance):
+    @pytest.fixture
+    def case(self, tmp_path: Path) -> ProcessorCase:
+        path = tmp_path / "two.pt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.jit.script(TwoOutputs()).save(str(path))  # type: ignore[no-untyped-call]
+        return ProcessorCase(TorchModule(path, batch_size=8, output=("mean", "map")), WINDOWS)
 
 
 class TestHeatmapZarr(SinkConformance):
@@ -404,3 +423,12 @@ async def test_a_sink_that_breaks_a_rule_is_found_out(
     case = SinkCase(lambda folder: TwistedSink(folder, vice=vice), vectors)
     found = await broken_rules(SinkConformance, case, tmp_path)
     assert rules <= found if rules else not found
+
+
+def test_records_are_compared_field_by_field() -> None:
+    one = np.array([(1.0, np.nan), (2.0, 3.0)], [("a", "f4"), ("b", "f4")])
+    other = one.copy()
+    assert same(one, other)
+    other["b"][1] = 4
+    assert not same(one, other)
+    assert not same(one, one.astype([("a", "f4"), ("c", "f4")]))

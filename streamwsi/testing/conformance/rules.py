@@ -220,6 +220,9 @@ def same(one: Any, other: Any) -> bool:
     """Whether two sequences of values, arrays or not, are alike to the last bit."""
     if len(one) != len(other):
         return False
+    if isinstance(one, np.ndarray) and one.dtype.names:
+        # Records: their fields may hold NaN, which is not equal to itself.
+        return one.dtype == other.dtype and all(same(one[n], other[n]) for n in one.dtype.names)
     return all(
         np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind == "f")
         for a, b in zip(one, other, strict=True)

@@ -26,7 +26,7 @@ from .limits import Limits
 from .pipelines import Pipeline
 from .reports import Event, Observer, RunReport, SlideEnded, SlideOutcome
 from .slides import SlideRef
-from .stages import RunningProcessor
+from .stages import RunningProcessor, worker_modules
 from .workers import Workers, open_workers
 
 __all__ = ["grace_on_cancel", "run", "run_sync"]
@@ -62,7 +62,7 @@ async def run(
     _check_ids(refs)
     began = time.perf_counter()
     async with (
-        open_workers(limits) as workers,
+        open_workers(limits, worker_modules(pipeline.source)) as workers,
         grace_on_cancel(workers, limits),
         pipeline.processor.open(workers) as processor,
     ):

@@ -42,7 +42,7 @@ from .mixing import ShuffleBuffer, Window, in_turn
 from .runs import grace_on_cancel
 from .slides import Slide, SlideRef
 from .slots import OnError, SlideSkipped, Slots, Tally
-from .stages import Sampler, Source
+from .stages import Sampler, Source, worker_modules
 from .workers import open_workers
 
 __all__ = ["SlideSkipped", "TrainingBatch", "TrainingStream", "stream_batches"]
@@ -170,7 +170,7 @@ async def stream_batches(
     error: Exception | None = None
     with send, receive:
         async with (
-            open_workers(limits) as workers,
+            open_workers(limits, worker_modules(source)) as workers,
             grace_on_cancel(workers, limits),
             anyio.create_task_group() as tasks,
         ):

@@ -1,8 +1,7 @@
 """A worker process: it receives calls over a pipe, runs them, and sends back what they return.
 
-Started by `streamwsi.workers` with a plain ``python -c``: nothing of the user's main module is
-imported, so scripts need no ``if __name__ == "__main__"`` and workers carry neither torch nor
-zarr. It ends when the pipe closes, and also when its parent is gone while a codec hangs.
+It begins in `streamwsi.zygote_child`, its parent. It ends when the pipe closes, and also when its
+parent is gone while a codec hangs.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import mmap
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -20,10 +18,10 @@ from typing import Any
 
 from .blocks import ArrayRef
 
-__all__ = ["main"]
+__all__ = ["describe", "main"]
 
 
-def main(pipe: int, arena: int, nbytes: int, parent: int, nice: int) -> None:
+def main(pipe: int, arena: int, nbytes: int, parent: int) -> None:
     """Serve calls until the pipe closes.
 
     Args:
@@ -31,9 +29,7 @@ def main(pipe: int, arena: int, nbytes: int, parent: int, nice: int) -> None:
         arena: file descriptor of the arena.
         nbytes: the arena's size.
         parent: process id of who started it.
-        nice: added to this process's niceness.
     """
-    os.nice(nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     buffer = mmap.mmap(arena, nbytes)
@@ -70,17 +66,6 @@ def _leave_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
-
-
-def command(pipe: int, arena: int, nbytes: int, nice: int) -> list[str]:
-    """The command line that starts a worker with this interpreter and this import path."""
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    code = (
-        f"import sys; sys.path[:] = {path!r}; "
-        f"from streamwsi.worker_child import main; main"
-        f"({pipe}, {arena}, {nbytes}, {os.getpid()}, {nice})"
-    )
-    return [sys.executable, "-c", code]
 
 
 def describe(function: Any) -> str:

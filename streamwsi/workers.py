@@ -8,83 +8,33 @@ A worker that dies in the middle of a call, or takes longer than ``read_timeout_
 replaced and the call is made once more; then it fails with `WorkerDied`. Cancelling a call
 waits for the worker to be done with it: a job that has begun owns its memory until its end.
 
-Processes rather than a pool of the standard library: that one loses every job in flight when
-one worker dies, cannot kill a single hung worker, and imports the user's main module.
+Worker processes are forked by a zygote (`streamwsi.zygote`) when they are first needed. Not a
+pool of the standard library: that one loses every job in flight when one worker dies, cannot
+kill a single hung worker, and imports the user's main module.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
-import socket
-import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar, TypeVarTuple
 
 import anyio
 import anyio.to_thread
 
-from . import worker_child
 from .blocks import Arena, ArrayRef
 from .errors import ConfigError, WorkerDied
 from .limits import Limits, WorkerKind
 from .paces import Pace
+from .worker_child import describe
+from .zygote import Child, Zygote
 
 __all__ = ["Workers", "open_workers"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-class _Child:
-    """The parent's side of one worker process."""
-
-    def __init__(self, arena: Arena, nice: int) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            pipe = theirs.fileno()
-            self._process = subprocess.Popen(
-                worker_child.command(pipe, arena.fd, arena.nbytes, nice),
-                pass_fds=(pipe, arena.fd),
-                stdin=subprocess.DEVNULL,
-                # Its own group: Ctrl-C in the terminal is the parent's business.
-                process_group=0,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
-        self._connection = Connection(ours.detach())
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def call(self, request: bytes, timeout_s: float) -> Any:
-        """Run one call; blocks.
-
-        Raises:
-            WorkerDied: the process ended or took too long; it is dead now.
-        """
-        try:
-            self._connection.send_bytes(request)
-            if not self._connection.poll(timeout_s):
-                raise WorkerDied(f"a worker was killed because a job took over {timeout_s:g} s")
-            return self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            self.kill()
-            code = self._process.returncode
-            how = f"by signal {-code}" if code is not None and code < 0 else f"with status {code}"
-            raise WorkerDied(f"a worker process ended {how} in the middle of a job") from error
-
-    def kill(self) -> None:
-        """End the process now, from any thread: who waits for its answer finds the pipe closed."""
-        self._process.kill()
-        self._process.wait()
-
-    def close(self) -> None:
-        """End the process and the pipe; only while nobody waits for an answer."""
-        self.kill()
-        self._connection.close()
 
 
 class Workers:
@@ -97,24 +47,24 @@ class Workers:
         pace: what readers ask before they read and decode tiles.
     """
 
-    def __init__(self, limits: Limits, arena: Arena) -> None:
+    def __init__(self, limits: Limits, arena: Arena, modules: tuple[str, ...] = ()) -> None:
         self.kind: WorkerKind = limits.worker_kind
         self.count = limits.worker_count
         self.arena = arena
         self.pace = Pace(limits.reads_per_second)
         self._timeout_s = limits.read_timeout_s
-        self._nice = limits.nice or 0
+        self._zygote_args = (arena, limits.nice or 0, modules)
         self._limiter = anyio.CapacityLimiter(self.count)
         self._closed = False
+        self._children: set[Child] = set()
         # The most recently used worker is taken first: its open files and caches are warm.
-        self._children: set[_Child] = set()
-        self._idle = (
-            [self._started() for _ in range(self.count)] if self.kind == "processes" else []
-        )
+        self._idle: list[Child] = []
+        self._zygote = Zygote(*self._zygote_args) if self.kind == "processes" else None
+        self._changing = threading.Lock()
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the workers (none for threads and inline)."""
+        """Process ids of the workers that were needed so far (none for threads and inline)."""
         return tuple(sorted(child.pid for child in tuple(self._children)))
 
     async def call(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -151,59 +101,87 @@ class Workers:
             return self._attempt(request)
 
     def _attempt(self, request: bytes) -> bytes:
-        if self._closed:
-            raise WorkerDied("the workers have ended, and with them the run")
+        child = self._taken()
         try:
-            child = self._idle.pop()
-        except IndexError:  # in place of one that died
-            child = self._started()
-        try:
-            answer: bytes = child.call(request, self._timeout_s)
+            answer = child.call(request, self._timeout_s)
         except WorkerDied:
             self._children.discard(child)
-            child.close()
             raise
         self._idle.append(child)
         return answer
 
-    def _started(self) -> _Child:
-        child = _Child(self.arena, self._nice)
+    def _taken(self) -> Child:
+        """An idle worker, or a new one; those that died while idle are forgotten."""
+        while True:
+            try:
+                child = self._idle.pop()
+            except IndexError:
+                return self._started()
+            if child.alive:
+                return child
+            self._children.discard(child)
+            child.end()
+
+    def _started(self) -> Child:
+        """A new worker; if the zygote dies over it, of a new zygote."""
+        child = self._serving_zygote().start() or self._serving_zygote().start()
+        if child is None:
+            raise ConfigError(
+                "no worker process can be started, for the one that forks them is killed each "
+                "time; see that there is memory left, or run with worker_kind='threads'"
+            )
         self._children.add(child)
         return child
+
+    def _serving_zygote(self) -> Zygote:
+        with self._changing:
+            if self._closed or self._zygote is None:
+                raise WorkerDied("the workers have ended, and with them the run")
+            if not self._zygote.alive:
+                self._zygote.close()
+                self._zygote = Zygote(*self._zygote_args)
+            return self._zygote
 
     def kill(self) -> None:
         """End all worker processes now; calls in flight fail with `WorkerDied`."""
         self._closed = True
-        for child in tuple(self._children):
-            child.kill()
+        with self._changing:
+            if self._zygote is not None:
+                self._zygote.kill()
 
     def close(self) -> None:
         """End all worker processes, once no call is in flight."""
         self.kill()
         for child in self._children:
             child.close()
+        if self._zygote is not None:
+            self._zygote.close()
 
 
 def _request(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     if function.__module__ == "__main__" or "<" in getattr(function, "__qualname__", "<"):
         raise ConfigError(
-            f"{worker_child.describe(function)} cannot run in worker processes: define it at the "
+            f"{describe(function)} cannot run in worker processes: define it at the "
             "top level of an importable module, or run it in threads"
         )
     return pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
 
 
 @asynccontextmanager
-async def open_workers(limits: Limits) -> AsyncIterator[Workers]:
+async def open_workers(limits: Limits, modules: tuple[str, ...] = ()) -> AsyncIterator[Workers]:
     """Start the workers and their arena; they end with the context, however it is left.
 
-    Starting returns at once: processes come up while models load.
+    Starting returns at once: what workers need is imported while models load.
+
+    Args:
+        limits: how many, of which kind, and how much memory.
+        modules: what worker processes will need, to be imported once for all of them.
     """
     # Readers keep to the limit together, but not with blocks of one size: twice the room has a
     # gap for each of them, whatever blocks the others hold. Pages that are not used cost nothing.
     arena = Arena(2 * limits.memory_bytes)
     try:
-        workers = Workers(limits, arena)
+        workers = Workers(limits, arena, modules)
         try:
             yield workers
         finally:

@@ -17,6 +17,8 @@ ENGINE += [
     "resampling",
     "blocks",
     "worker_child",
+    "zygote_child",
+    "zygote",
     "paces",
     "workers",
     "stages",
@@ -77,6 +79,6 @@ def test_the_imports_are_seen() -> None:
     """All ways to write them."""
     assert {"errors", "geometry", "slides"} <= {*imports(ROOT / "chunks.py")}
     assert "pipelines" in {*imports(ROOT / "__init__.py")}  # under TYPE_CHECKING
-    assert "worker_child" in {*imports(ROOT / "workers.py")}  # from . import
+    assert "zygote_child" in {*imports(ROOT / "zygote.py")}  # from . import
     assert "scroll" not in {*imports(ROOT / "sources" / "base.py")}  # its own package
     assert "sources" in {*imports(ROOT / "sources" / "base.py")}

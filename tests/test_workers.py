@@ -6,9 +6,6 @@ import functools
 import operator
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,24 +19,18 @@ from streamwsi.blocks import ArrayRef
 from streamwsi.errors import CannotRead, ConfigError, WorkerDied
 from streamwsi.limits import Limits, WorkerKind
 from streamwsi.testing.worker_faults import (
+    alive,
+    all_started,
     die_once,
     fill_slowly,
     loaded,
     raise_one_way,
     raise_unpicklable,
 )
-from streamwsi.workers import Workers, open_workers
+from streamwsi.workers import open_workers
 
 KINDS: tuple[WorkerKind, ...] = ("processes", "threads", "inline")
 TARGET = ArrayRef(64, (4, 5), (5, 1), "uint8")
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def limits(workers: int = 1, kind: WorkerKind = "processes", timeout_s: float = 60.0) -> Limits:
@@ -116,7 +107,7 @@ async def test_threads_run_any_function() -> None:
 
 async def test_a_job_that_kills_its_worker_is_made_once_more(tmp_path: Path) -> None:
     async with open_workers(limits(workers=2)) as workers:
-        before = {*workers.pids}
+        before = {*await all_started(workers)}
         async with anyio.create_task_group() as tasks:
             # The other worker's job is not touched by the death beside it.
             tasks.start_soon(workers.call, fill_slowly, TARGET, 3, 0.3)  # type: ignore[arg-type]
@@ -137,7 +128,7 @@ async def test_a_job_that_always_kills_its_worker_fails() -> None:
 
 async def test_a_job_that_hangs_is_ended() -> None:
     async with open_workers(limits(timeout_s=1.5)) as workers:
-        (before,) = workers.pids
+        before = await workers.call(os.getpid)
         with anyio.fail_after(10), pytest.raises(WorkerDied, match=r"a job took over 1\.5 s"):
             await workers.call(time.sleep, 600.0)
         assert not alive(before)
@@ -171,7 +162,7 @@ async def test_a_cancelled_call_waits_for_its_job(kind: WorkerKind) -> None:
 
 async def test_killing_the_workers_ends_their_calls() -> None:
     async with open_workers(limits(workers=2)) as workers:
-        pids = workers.pids
+        pids = await all_started(workers)
         failed = []
 
         async def call() -> None:
@@ -187,24 +178,22 @@ async def test_killing_the_workers_ends_their_calls() -> None:
                 await anyio.sleep(0.2)
                 await anyio.to_thread.run_sync(workers.kill)
         assert len(failed) == 4
+        assert len(pids) == 2
         assert not any(alive(pid) for pid in pids)
         with pytest.raises(WorkerDied, match="the workers have ended"):
             await workers.call(operator.neg, 1)
 
 
 async def test_nothing_is_left_when_the_context_is_left_by_an_error() -> None:
-    seen: list[Workers] = []
-
     async def use() -> None:
         async with open_workers(limits(workers=2)) as workers:
-            seen.append(workers)
-            pids.extend(workers.pids)
+            pids.extend([*await all_started(workers), await workers.call(os.getppid)])
             raise CannotRead("x")
 
     pids: list[int] = []
     with pytest.raises(CannotRead):
         await use()
-    assert len(pids) == 2
+    assert len(pids) == 3
     assert not any(alive(pid) for pid in pids)
 
 
@@ -216,69 +205,8 @@ async def test_workers_carry_no_heavy_modules() -> None:
 
 async def test_the_interrupt_key_is_not_for_workers() -> None:
     async with open_workers(limits()) as workers:
-        (pid,) = workers.pids
-        await workers.call(operator.neg, 1)
+        pid, zygote = await workers.call(os.getpid), await workers.call(os.getppid)
+        os.kill(zygote, signal.SIGINT)
         os.kill(pid, signal.SIGINT)
         assert await workers.call(os.getpid) == pid
         assert await workers.call(os.getpgrp) != os.getpgrp()
-
-
-def run_script(text: str, *args: str, **options: Any) -> subprocess.Popen[str]:
-    code = textwrap.dedent(text)
-    path = Path(args[0])
-    path.write_text(code)
-    return subprocess.Popen(
-        [sys.executable, str(path), *args[1:]], stdout=subprocess.PIPE, text=True, **options
-    )
-
-
-def test_a_script_needs_no_guard(tmp_path: Path) -> None:
-    """Workers do not import the script that starts them."""
-    script = run_script(
-        """
-        import operator
-        import anyio
-        from streamwsi.limits import Limits
-        from streamwsi.workers import open_workers
-        print("imported")
-        async def main():
-            async with open_workers(Limits(workers=2, memory=4096)) as workers:
-                print(await workers.call(operator.add, 1, 2))
-        anyio.run(main)
-        """,
-        str(tmp_path / "script.py"),
-    )
-    out, _ = script.communicate(timeout=20)
-    assert (script.returncode, out.split()) == (0, ["imported", "3"])
-
-
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """Also one that hangs in a job."""
-    script = run_script(
-        """
-        import operator, time
-        import anyio
-        from streamwsi.limits import Limits
-        from streamwsi.workers import open_workers
-        async def main():
-            async with open_workers(Limits(workers=2, memory=4096)) as workers:
-                async with anyio.create_task_group() as tasks:
-                    await workers.call(operator.add, 1, 2)
-                    tasks.start_soon(workers.call, time.sleep, 600.0)
-                    await anyio.sleep(0.1)
-                    print(*workers.pids, flush=True)
-        anyio.run(main)
-        """,
-        str(tmp_path / "script.py"),
-    )
-    assert script.stdout is not None
-    with script:
-        pids = [int(pid) for pid in script.stdout.readline().split()]
-        assert len(pids) == 2
-        assert all(alive(pid) for pid in pids)
-        script.kill()
-        script.wait()
-        deadline = time.monotonic() + 5
-        while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(alive(pid) for pid in pids)

@@ -57,10 +57,10 @@ async def _found(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool
 
     from .opening import any_source
 
-    limits = Limits(memory=_MEMORY)
+    limits, source = Limits(memory=_MEMORY), any_source()
     async with (
-        open_workers(limits) as workers,
-        any_source().open(SlideRef.of(path), workers) as reader,
+        open_workers(limits, source.worker_modules) as workers,
+        source.open(SlideRef.of(path), workers) as reader,
     ):
         picture, found, _ = await find_tissue(reader, limits.memory_bytes)
     return picture, found

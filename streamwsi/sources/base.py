@@ -92,10 +92,14 @@ class PooledSource:
     pixels of a box of whole tiles (cut at the level's edges), and returns what of it is not
     valid; it keeps files open between calls, and raises `CannotRead` only where nothing of the
     slide can be read any more.
+
+    ``worker_modules``, where it is set, names the modules that these functions need; see
+    `streamwsi.stages.DecodesInWorkers`.
     """
 
     inspect: ClassVar[Inspect]
     read_box: ClassVar[ReadBox]
+    worker_modules: ClassVar[tuple[str, ...]] = ()
 
     def accepts(self, ref: SlideRef) -> bool:
         """See `streamwsi.stages.Source`."""

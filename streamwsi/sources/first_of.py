@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from ..errors import CannotOpen, ConfigError
 from ..slides import SlideRef
-from ..stages import SlideReader, Source
+from ..stages import SlideReader, Source, worker_modules
 from ..workers import Workers
 
 __all__ = ["FirstOf"]
@@ -40,6 +40,11 @@ class FirstOf:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("FirstOf needs at least one source")
+
+    @property
+    def worker_modules(self) -> tuple[str, ...]:
+        """See `streamwsi.stages.DecodesInWorkers`."""
+        return tuple(module for source in self.sources for module in worker_modules(source))
 
     def accepts(self, ref: SlideRef) -> bool:
         """Whether one of the sources does."""

@@ -18,7 +18,7 @@ import numpy as np
 from ..chunks import BigChunk, Pixels, Region
 from ..errors import CannotRead, ConfigError
 from ..slides import Slide, SlideRef
-from ..stages import ReadTally, SlideReader, Source
+from ..stages import ReadTally, SlideReader, Source, worker_modules
 from ..workers import Workers
 
 __all__ = ["Filled", "Strict"]
@@ -77,6 +77,11 @@ class Filled:
         """See `streamwsi.stages.Source`."""
         return {"invalid": [*self.colour]}
 
+    @property
+    def worker_modules(self) -> tuple[str, ...]:
+        """See `streamwsi.stages.DecodesInWorkers`."""
+        return worker_modules(self.source)
+
     def accepts(self, ref: SlideRef) -> bool:
         """See `streamwsi.stages.Source`."""
         return self.source.accepts(ref)
@@ -110,6 +115,11 @@ class Strict:
     def config(self) -> Mapping[str, Any]:
         """See `streamwsi.stages.Source`."""
         return {"invalid": "fail"}
+
+    @property
+    def worker_modules(self) -> tuple[str, ...]:
+        """See `streamwsi.stages.DecodesInWorkers`."""
+        return worker_modules(self.source)
 
     def accepts(self, ref: SlideRef) -> bool:
         """See `streamwsi.stages.Source`."""

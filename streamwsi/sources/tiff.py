@@ -38,6 +38,7 @@ class TiffSource(PooledSource):
 
     inspect: ClassVar[Inspect] = staticmethod(inspect_tiff)
     read_box: ClassVar[ReadBox] = staticmethod(read_tiff)
+    worker_modules: ClassVar[tuple[str, ...]] = ("streamwsi.sources.tiff_slides",)
 
     def accepts(self, ref: SlideRef) -> bool:
         """Whether it is a regular file that begins like a classic TIFF or a BigTIFF."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import anyio
 import numpy as np
 import numpy.typing as npt
 
@@ -23,10 +24,14 @@ from ..errors import CannotOpen
 from ..geometry import Box, Size
 from ..slides import Pyramid, PyramidLevel, Slide, SlideRef
 from ..sources.base import Inspect, PooledSource, ReadBox
+from ..workers import Workers
 
 __all__ = [
     "OneWayError",
     "SeededSource",
+    "alive",
+    "all_started",
+    "children",
     "die_once",
     "fill_slowly",
     "loaded",
@@ -35,6 +40,29 @@ __all__ = [
     "seeded_pixels",
     "seeded_ref",
 ]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started and that are not gone."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+async def all_started(workers: Workers) -> tuple[int, ...]:
+    """The process ids of all workers, which are not forked before they are needed."""
+    while len(workers.pids) < workers.count:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(workers.count):
+                tasks.start_soon(workers.call, time.sleep, 0.05)
+    return workers.pids
 
 
 def die_once(marker: Path) -> str:

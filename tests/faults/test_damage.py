@@ -28,6 +28,7 @@ from streamwsi.sources import Filled, Strict, TiffSource, scroll
 from streamwsi.stages import Source
 from streamwsi.testing.faults import Checksums, Fault, RecordingSink, ScriptedSource
 from streamwsi.testing.synthetic import memory_pyramid, slide_array, write_slide
+from streamwsi.testing.worker_faults import children
 
 SIZE, TILE, KERNEL = Size(1100, 1300), 256, 128
 GRID = Grid(SIZE, Size(KERNEL, KERNEL), Size(KERNEL, KERNEL))
@@ -113,24 +114,24 @@ async def test_a_worker_that_is_killed_costs_nothing(slide: Path, breaking: Any)
     assert (outcome.status, outcome.invalid, outcome.damage) == ("done", 0, ())
 
 
-async def test_workers_killed_from_outside_cost_nothing(slide: Path, breaking: Any) -> None:
+@pytest.mark.parametrize("who", ["workers", "zygote", "all"])
+async def test_workers_killed_from_outside_cost_nothing(
+    slide: Path, breaking: Any, who: str
+) -> None:
     killed: list[int] = []
 
     def kill(event: Event) -> None:
         if isinstance(event, PiecesWritten) and not killed:
-            killed.extend(children())
+            (zygote,) = children(os.getpid())
+            killed.extend([zygote] if who != "workers" else [])
+            killed.extend(children(zygote) if who != "zygote" else [])
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
     outcome, values = await compute(slide, TiffSource(), (kill,))
-    assert len(killed) == 2
+    assert killed
     np.testing.assert_array_equal(values, checksums(slide))
     assert (outcome.invalid, outcome.damage) == (0, ())
-
-
-def children() -> list[int]:
-    tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
 
 
 async def test_a_job_that_always_kills_its_worker_loses_its_tiles(

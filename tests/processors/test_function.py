@@ -122,8 +122,8 @@ async def test_worker_processes_are_other_processes(
         open_workers(Limits(workers=2, memory="4MiB")) as workers,
         stage.open(workers) as running,
     ):
-        pids = workers.pids
         pieces = [some async for some in running.pieces(iterated(make_batches(windows, 2)))]
+        pids = workers.pids
     assert {pid for some in pieces for pid in some.values} <= {*pids}
 
 

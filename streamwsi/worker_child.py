@@ -7,6 +7,7 @@ parent is gone while a codec hangs.
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import os
 import pickle
@@ -30,6 +31,7 @@ def main(pipe: int, arena: int, nbytes: int, parent: int) -> None:
         nbytes: the arena's size.
         parent: process id of who started it.
     """
+    gc.enable()  # off while modules are imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     buffer = mmap.mmap(arena, nbytes)

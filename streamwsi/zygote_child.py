@@ -58,7 +58,7 @@ def main(
         # A worker that needs it will say what is wrong with it.
         with contextlib.suppress(Exception):
             importlib.import_module(module)
-    # What was imported stays for good: the collector would only unshare its pages.
+    # What was imported stays for good: collecting would cost time, and unshare its pages.
     gc.freeze()
     zygote = _Zygote(socket.socket(fileno=control), arena, nbytes)
     signal.signal(signal.SIGTERM, lambda *_: zygote.leave())
@@ -156,5 +156,8 @@ def command(
 
 def _python(module: str, arguments: tuple[object, ...]) -> list[str]:
     path = [entry for entry in sys.path if isinstance(entry, str)]
-    code = f"import sys; sys.path[:] = {path!r}; from {module} import main; main(*{arguments!r})"
+    code = (
+        f"import gc, sys; gc.disable(); sys.path[:] = {path!r}; "
+        f"from {module} import main; main(*{arguments!r})"
+    )
     return [sys.executable, "-c", code]

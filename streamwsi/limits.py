@@ -45,7 +45,8 @@ class Limits:
         workers: decode workers; None means one per core.
         worker_kind: ``"processes"`` (default), ``"threads"`` (no start-up, shares the
             interpreter; a codec that crashes takes the run with it, one that hangs cannot be
-            ended: for slides you trust), or ``"inline"`` (in the event loop; for debugging).
+            ended: for short runs over slides you trust), or ``"inline"`` (in the event loop; for
+            debugging).
         memory: budget in bytes, or text such as ``"2 GiB"``, for pixels, batches and open outputs.
         read_timeout_s: a worker process that takes longer for one job is killed and replaced.
         grace_s: what a cancelled run may take to end cleanly.

@@ -26,8 +26,8 @@ from .limits import Limits
 from .pipelines import Pipeline
 from .reports import Event, Observer, RunReport, SlideEnded, SlideOutcome
 from .slides import SlideRef
-from .stages import RunningProcessor, worker_modules
-from .workers import Workers, open_workers
+from .stages import RunningProcessor
+from .workers import Workers, open_workers, worker_modules
 
 __all__ = ["grace_on_cancel", "run", "run_sync"]
 

@@ -27,7 +27,6 @@ from .values import ValueType
 from .workers import Workers
 
 __all__ = [
-    "DecodesInWorkers",
     "HoldsBuffers",
     "HoldsOutput",
     "LeavesTilesOut",
@@ -42,7 +41,6 @@ __all__ = [
     "SlideWriter",
     "Source",
     "TellsValues",
-    "worker_modules",
 ]
 
 V_co = TypeVar("V_co", covariant=True)
@@ -128,21 +126,6 @@ class Source(Protocol):
         Raises:
             CannotOpen: on entering, where the slide cannot be read.
         """
-
-
-@runtime_checkable
-class DecodesInWorkers(Protocol):
-    """A source whose functions run in worker processes and need libraries there."""
-
-    @property
-    def worker_modules(self) -> tuple[str, ...]:
-        """Modules to import once, before worker processes are forked; a name that cannot be
-        imported is passed over. Importing them starts no thread."""
-
-
-def worker_modules(source: Source) -> tuple[str, ...]:
-    """What worker processes need for a source, as far as it says so."""
-    return source.worker_modules if isinstance(source, DecodesInWorkers) else ()
 
 
 class Sampler(Protocol):

@@ -42,8 +42,8 @@ from .mixing import ShuffleBuffer, Window, in_turn
 from .runs import grace_on_cancel
 from .slides import Slide, SlideRef
 from .slots import OnError, SlideSkipped, Slots, Tally
-from .stages import Sampler, Source, worker_modules
-from .workers import open_workers
+from .stages import Sampler, Source
+from .workers import open_workers, worker_modules
 
 __all__ = ["SlideSkipped", "TrainingBatch", "TrainingStream", "stream_batches"]
 

@@ -19,7 +19,7 @@ import pickle
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
 import anyio
 import anyio.to_thread
@@ -31,10 +31,25 @@ from .paces import Pace
 from .worker_child import describe
 from .zygote import Child, Zygote
 
-__all__ = ["Workers", "open_workers"]
+__all__ = ["DecodesInWorkers", "Workers", "open_workers", "worker_modules"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+
+@runtime_checkable
+class DecodesInWorkers(Protocol):
+    """A source whose functions run in worker processes and need libraries there."""
+
+    @property
+    def worker_modules(self) -> tuple[str, ...]:
+        """Modules to import once, before worker processes are forked; a name that cannot be
+        imported is passed over. Importing them starts no thread."""
+
+
+def worker_modules(source: object) -> tuple[str, ...]:
+    """What worker processes need for a source, as far as it says so."""
+    return source.worker_modules if isinstance(source, DecodesInWorkers) else ()
 
 
 class Workers:

@@ -15,6 +15,7 @@ copy of the socket may live on in a process that the parent forked), and at SIGT
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -88,8 +89,7 @@ class _Zygote:
             if not request:
                 return
             (pid,) = MESSAGE.unpack(request)
-            answer = self._end(pid) if pid else self._start(pipes[0])
-            self._control.sendall(MESSAGE.pack(answer))
+            self._control.sendall(MESSAGE.pack(self._end(pid) if pid else self._start(pipes)))
 
     def leave(self) -> None:
         """End all workers, then this process."""
@@ -99,7 +99,10 @@ class _Zygote:
             _exit_code(pid)
         os._exit(0)
 
-    def _start(self, pipe: int) -> int:
+    def _start(self, pipes: list[int]) -> int:
+        if not pipes:  # the system drops those that find no room
+            return -errno.EMFILE
+        (pipe,) = pipes
         try:
             pid = self._fork(pipe) if FORKS else self._spawn(pipe)
         except OSError as error:

@@ -23,7 +23,6 @@ from streamwsi.blocks import ArrayRef
 from streamwsi.errors import ConfigError, WorkerDied
 from streamwsi.limits import Limits
 from streamwsi.sources import FirstOf, MemorySource, Strict, TiffSource
-from streamwsi.stages import worker_modules
 from streamwsi.testing.worker_faults import (
     alive,
     all_started,
@@ -32,7 +31,7 @@ from streamwsi.testing.worker_faults import (
     fill_slowly,
     loaded,
 )
-from streamwsi.workers import open_workers
+from streamwsi.workers import open_workers, worker_modules
 
 TARGET = ArrayRef(64, (4, 5), (5, 1), "uint8")
 
@@ -135,13 +134,22 @@ async def test_a_zygote_that_is_killed_each_time_is_said_so(
             await workers.call(operator.neg, 1)
 
 
-async def test_a_system_that_allows_no_more_processes_is_said_so(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("z.os.fork = lambda: z.os.open('/', z.os.O_WRONLY)", "Is a directory"),
+        ("f = z.socket.recv_fds; z.socket.recv_fds = lambda *a: (f(*a)[0], [])", "Too many open"),
+    ],
+    ids=["processes", "files"],
+)
+async def test_a_system_that_allows_no_more_is_said_so(
+    monkeypatch: pytest.MonkeyPatch, code: str, why: str
 ) -> None:
-    with_code(monkeypatch, "z.os.fork = lambda: z.os.open('/', z.os.O_WRONLY)")
+    with_code(monkeypatch, code)
     async with open_workers(limits()) as workers:
-        with pytest.raises(ConfigError, match=r"no worker process can be started \(Is a dir"):
-            await workers.call(operator.neg, 1)
+        for _ in range(2):  # and goes on to be said
+            with pytest.raises(ConfigError, match=rf"no worker process can be started \({why}"):
+                await workers.call(operator.neg, 1)
 
 
 async def test_a_zygote_that_hangs_is_killed_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +212,7 @@ SCRIPT = """
 import operator, os, time
 import anyio
 from streamwsi.limits import Limits
-from streamwsi.workers import open_workers
+from streamwsi.workers import open_workers, worker_modules
 print("imported", flush=True)
 async def main():
     async with open_workers(Limits(workers=2, memory=4096)) as workers:

@@ -94,7 +94,7 @@ class PooledSource:
     slide can be read any more.
 
     ``worker_modules``, where it is set, names the modules that these functions need; see
-    `streamwsi.stages.DecodesInWorkers`.
+    `streamwsi.workers.DecodesInWorkers`.
     """
 
     inspect: ClassVar[Inspect]

@@ -18,8 +18,8 @@ import anyio.to_thread
 
 from ..errors import CannotOpen, ConfigError
 from ..slides import SlideRef
-from ..stages import SlideReader, Source, worker_modules
-from ..workers import Workers
+from ..stages import SlideReader, Source
+from ..workers import Workers, worker_modules
 
 __all__ = ["FirstOf"]
 
@@ -43,7 +43,7 @@ class FirstOf:
 
     @property
     def worker_modules(self) -> tuple[str, ...]:
-        """See `streamwsi.stages.DecodesInWorkers`."""
+        """See `streamwsi.workers.DecodesInWorkers`."""
         return tuple(module for source in self.sources for module in worker_modules(source))
 
     def accepts(self, ref: SlideRef) -> bool:

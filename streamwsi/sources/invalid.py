@@ -18,8 +18,8 @@ import numpy as np
 from ..chunks import BigChunk, Pixels, Region
 from ..errors import CannotRead, ConfigError
 from ..slides import Slide, SlideRef
-from ..stages import ReadTally, SlideReader, Source, worker_modules
-from ..workers import Workers
+from ..stages import ReadTally, SlideReader, Source
+from ..workers import Workers, worker_modules
 
 __all__ = ["Filled", "Strict"]
 
@@ -79,7 +79,7 @@ class Filled:
 
     @property
     def worker_modules(self) -> tuple[str, ...]:
-        """See `streamwsi.stages.DecodesInWorkers`."""
+        """See `streamwsi.workers.DecodesInWorkers`."""
         return worker_modules(self.source)
 
     def accepts(self, ref: SlideRef) -> bool:
@@ -118,7 +118,7 @@ class Strict:
 
     @property
     def worker_modules(self) -> tuple[str, ...]:
-        """See `streamwsi.stages.DecodesInWorkers`."""
+        """See `streamwsi.workers.DecodesInWorkers`."""
         return worker_modules(self.source)
 
     def accepts(self, ref: SlideRef) -> bool:

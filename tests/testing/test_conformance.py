@@ -293,7 +293,7 @@ class TwistedSampler(SlidingWindow):
 async def test_a_sampler_that_breaks_a_rule_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vice: str, rules: set[str]
 ) -> None:
-    monkeypatch.setattr("streamwsi.samplers.sliding_window._REGION_PIXELS", 1)
+    monkeypatch.setattr("streamwsi.samplers.panels._REGION_PIXELS", 1)
     case = SamplerCase(TwistedSampler(20, 9, vice=vice), *sampled())
     found = await broken_rules(SamplerConformance, case, tmp_path)
     assert rules <= found if rules else not found

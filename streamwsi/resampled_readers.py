@@ -99,8 +99,12 @@ class _ResampledReader:
 
     def needs(self, region: Region) -> int:
         """Its source in the slide's reader, and what is made from it twice."""
+        source = self._source_needs(region)
+        return source + math.ceil(self._share * source)
+
+    def _source_needs(self, region: Region) -> int:
         source = self._largest_source(region)
-        return math.ceil((1 + self._share) * max(self._reader.needs(source), self._nbytes(source)))
+        return max(self._reader.needs(source), self._nbytes(source))
 
     async def bigchunks(
         self, regions: Iterator[Region], memory: int
@@ -115,8 +119,9 @@ class _ResampledReader:
                 f"{self.needs(first) / 2**20:.1f} MiB for pixels, but the memory limit leaves "
                 f"{memory / 2**20:.1f} MiB; raise it or work on fewer slides at once"
             )
-        # In the proportion of `needs`: so both parts hold each region that `memory` holds.
-        source = math.floor(memory / (1 + self._share))
+        # In the proportion of `needs`: so both parts hold each region that `memory` holds. The
+        # quotient may be rounded to a byte less than the first region, which has just fitted.
+        source = max(math.floor(memory / (1 + self._share)), self._source_needs(first))
         room = _Room(memory - source)
         asked: deque[Region] = deque()
         sources = self._sources(chain((first,), regions), asked)

@@ -1,11 +1,15 @@
-"""Boxes and grids of windows: integers only, no numpy, no I/O.
+"""Grids of windows, and the boxes that they are made of (`streamwsi.boxes`): integers only, no
+numpy, no I/O.
 
-x points right and y down; boxes are half-open and count pixels of exactly one level. A
-`Grid` has the meaning of ``torch.nn.Conv2d`` without padding: windows start at multiples of
+A `Grid` has the meaning of ``torch.nn.Conv2d`` without padding: windows start at multiples of
 the stride while they fit, ``floor((size - kernel) / stride) + 1`` per axis. A grid that pads
 goes on over the level's edge: its cells, a stride wide each, cover the level,
 ``ceil(size / stride)`` per axis, and windows reach beyond it to the right and below (and, where
 the grid's origin is moved, to the left and above).
+
+A grid that *shifts* covers the level without reaching beyond it: the last window of each axis is
+moved back until it ends where the level does, ``ceil((size - kernel) / stride) + 1`` per axis.
+So that windows see the level's own borders, as a model that is applied to the whole level does.
 
 A level wider than a reader can hold is walked in *panels*: ranges of columns of windows,
 each walked from top to bottom before the next. Windows are numbered in that order: by panel,
@@ -15,115 +19,13 @@ then by row, then by column. With one panel (the usual case) this is plain row-m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from operator import index
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal
 
+from .boxes import Box, Size, tiled_extent
 from .errors import ConfigError
 
 __all__ = ["Box", "Grid", "Run", "Size", "tiled_extent"]
-
-
-class Size(NamedTuple):
-    """Width and height in pixels."""
-
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        return f"{self.width}×{self.height}"
-
-    @classmethod
-    def of(cls, value: int | tuple[int, int]) -> Size:
-        """A square for an int; ``(width, height)`` for a pair.
-
-        Raises:
-            ConfigError: it is neither.
-        """
-        pair = value if isinstance(value, tuple | list) else (value, value)
-        try:
-            width, height = map(index, pair)
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"{value!r} is not a size: give an integer, or two for width and height"
-            ) from None
-        return cls(width, height)
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A half-open rectangle: columns ``x … x + width - 1``, rows ``y … y + height - 1``."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-    def __post_init__(self) -> None:
-        if self.width < 0 or self.height < 0:
-            raise ValueError(f"a box cannot have the size {self.width}×{self.height}")
-
-    @property
-    def right(self) -> int:
-        """First column behind the box."""
-        return self.x + self.width
-
-    @property
-    def bottom(self) -> int:
-        """First row below the box."""
-        return self.y + self.height
-
-    @property
-    def empty(self) -> bool:
-        """Whether the box holds no pixel."""
-        return self.width == 0 or self.height == 0
-
-    @classmethod
-    def between(cls, x: int, y: int, right: int, bottom: int) -> Box:
-        """The box from ``(x, y)`` to just before ``(right, bottom)``; empty where they cross."""
-        return cls(x, y, max(0, right - x), max(0, bottom - y))
-
-    def intersection(self, other: Box) -> Box:
-        """The pixels that both boxes hold (an empty box where there are none)."""
-        return Box.between(
-            max(self.x, other.x),
-            max(self.y, other.y),
-            min(self.right, other.right),
-            min(self.bottom, other.bottom),
-        )
-
-    def contains(self, other: Box) -> bool:
-        """Whether every pixel of `other` is in this box."""
-        return (
-            self.x <= other.x
-            and self.y <= other.y
-            and other.right <= self.right
-            and other.bottom <= self.bottom
-        )
-
-    def shifted(self, dx: int, dy: int) -> Box:
-        """The box moved by ``(dx, dy)``."""
-        return replace(self, x=self.x + dx, y=self.y + dy)
-
-    def snapped(self, tile: Size, size: Size) -> Box:
-        """The smallest box of whole tiles around this one, cut at the level's `size`."""
-        return Box.between(
-            self.x // tile.width * tile.width,
-            self.y // tile.height * tile.height,
-            min(-(-self.right // tile.width) * tile.width, size.width),
-            min(-(-self.bottom // tile.height) * tile.height, size.height),
-        )
-
-
-def tiled_extent(length: int, tile: int, size: int) -> int:
-    """Pixels along an axis of the tiles that `length` pixels touch: the most, at any place.
-
-    Args:
-        length: at least 1.
-        tile: a tile's size.
-        size: the level's.
-    """
-    return min(size, (length + 2 * tile - 2) // tile * tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +51,14 @@ class Grid:
         pad: what lies beyond the level's edge, where windows reach over it: ``"white"``, or
             ``"reflect"``: the level mirrored at the centres of its outermost pixels. None: no
             window does.
+        shift: None: every window lies where the stride puts it. A number: the grid shifts, and
+            the level is taken to end at its last multiple of that number.
+        last: x and y of the last window; the window at (row, column) lies at
+            ``min(origin + (column, row) · stride, last)``.
 
     Raises:
         ConfigError: a kernel or stride is below 1 or beyond the level, or the origin leaves
-            no window.
+            no window; or a grid that shifts cannot cover the level.
     """
 
     size: Size
@@ -161,18 +67,13 @@ class Grid:
     panel: int = 0
     origin: tuple[int, int] = (0, 0)
     pad: Literal["white", "reflect"] | None = None
+    shift: int | None = None
+    last: tuple[int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, value in (("kernel size", self.kernel), ("stride", self.stride)):
-            if min(value) < 1:
-                raise ConfigError(f"{name} {value} must be at least 1 in both axes")
-            if self.pad is not None:
-                continue
-            if value.width > self.size.width or value.height > self.size.height:
-                raise ConfigError(
-                    f"{name} {value} is beyond the level's size {self.size}; "
-                    "choose a smaller one or a finer level"
-                )
+        self._check_sizes()
+        if self.shift is not None:
+            self._check_shift(self.shift)
         if self.pad is None and min(self.origin) < 0:
             raise ConfigError(f"windows from {self.origin} on begin outside the level; pad it")
         if self.rows < 1 or self.columns < 1:
@@ -183,6 +84,32 @@ class Grid:
             )
         if self.panel == 0:
             object.__setattr__(self, "panel", self.columns)
+        object.__setattr__(self, "last", (self._last(0), self._last(1)))
+
+    def _check_sizes(self) -> None:
+        for name, value in (("kernel size", self.kernel), ("stride", self.stride)):
+            if min(value) < 1:
+                raise ConfigError(f"{name} {value} must be at least 1 in both axes")
+            if self.pad is not None:
+                continue
+            if value.width > self.size.width or value.height > self.size.height:
+                raise ConfigError(
+                    f"{name} {value} is beyond the level's size {self.size}; "
+                    "choose a smaller one or a finer level"
+                )
+
+    def _check_shift(self, unit: int) -> None:
+        if unit < 1 or any(n % unit for n in (*self.kernel, *self.stride)):
+            raise ConfigError(
+                f"kernel size {self.kernel} and stride {self.stride} must be multiples of {unit}"
+            )
+        if self.pad is not None or any(self.origin):
+            raise ConfigError("a grid that shifts begins at the level's corner and does not pad")
+        if self.stride.width > self.kernel.width or self.stride.height > self.kernel.height:
+            raise ConfigError(
+                f"windows of {self.kernel} that lie {self.stride} apart do not cover the level; "
+                "choose a stride that is at most the kernel size"
+            )
 
     @classmethod
     def covering(
@@ -216,7 +143,22 @@ class Grid:
         room, stride = self.size[axis] - self.origin[axis], self.stride[axis]
         if self.pad is not None:
             return -(-room // stride)
+        if self.shift is not None:
+            return -(-self._end(axis) // stride) + 1
         return (room - self.kernel[axis]) // stride + 1
+
+    def _end(self, axis: int) -> int:
+        """Where the last window of a grid that shifts begins."""
+        return self.size[axis] // (self.shift or 1) * (self.shift or 1) - self.kernel[axis]
+
+    def _last(self, axis: int) -> int:
+        last = self.origin[axis] + (self._count(axis) - 1) * self.stride[axis]
+        return last if self.shift is None else min(last, self._end(axis))
+
+    @property
+    def regular(self) -> bool:
+        """Whether all neighbours lie a stride apart: no window was moved."""
+        return self.shift is None or not any(self._end(i) % self.stride[i] for i in (0, 1))
 
     @property
     def count(self) -> int:
@@ -225,8 +167,9 @@ class Grid:
 
     def box(self, row: int, column: int) -> Box:
         """The window at a cell of the grid."""
-        x, y = self.origin
-        return Box(x + column * self.stride.width, y + row * self.stride.height, *self.kernel)
+        x = min(self.origin[0] + column * self.stride.width, self.last[0])
+        y = min(self.origin[1] + row * self.stride.height, self.last[1])
+        return Box(x, y, *self.kernel)
 
     def cover(self, row: int, column: int, rows: int, columns: int) -> Box:
         """The pixels of the level that ``rows × columns`` windows from a cell on are made of.

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "streamwsi"
 # Each of these may import those before it.
-ENGINE = ["exports", "errors", "geometry", "limits", "slides", "manifests", "resolutions"]
+ENGINE = ["exports", "errors", "boxes", "geometry", "limits", "slides", "manifests", "resolutions"]
 ENGINE += [
     "chunks",
     "values",

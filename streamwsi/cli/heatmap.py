@@ -6,7 +6,7 @@ import traceback
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,11 +27,21 @@ __all__ = ["heatmap"]
 
 
 class Padding(StrEnum):
-    """Whether windows reach over the level's edge, and what lies there."""
+    """Whether windows cover the level, or reach over its edge, and what lies there."""
 
     VALID = "valid"
     SAME = "same"
     SAME_REFLECT = "same-reflect"
+    SHIFT = "shift"
+
+
+_PADDINGS: dict[Padding | None, Literal["valid", "same", "shift"] | None] = {
+    None: None,
+    Padding.VALID: "valid",
+    Padding.SAME: "same",
+    Padding.SAME_REFLECT: "same",
+    Padding.SHIFT: "shift",
+}
 
 
 def heatmap(
@@ -109,15 +119,29 @@ def heatmap(
         typer.Option(help="Micrometres per level-0 pixel of slides that do not say it."),
     ] = None,
     padding: Annotated[
-        Padding,
+        Padding | None,
         typer.Option(
             help="valid: windows inside the level. same: windows that cover it, with white beyond "
-            "its edge. same-reflect: with the level mirrored there."
+            "its edge. same-reflect: with the level mirrored there. shift: windows inside it that "
+            "cover it, the last of each axis moved back to its edge.",
+            show_default="valid; shift with a halo",
         ),
-    ] = Padding.VALID,
+    ] = None,
     offset: Annotated[
         str, typer.Option(metavar="X,Y", help="A window's corner, in pixels of the level.")
     ] = "0,0",
+    halo: Annotated[
+        int | None,
+        typer.Option(
+            help="Pixels at each edge of a window whose outputs are not used: the stride becomes "
+            "the kernel size less twice the halo. For maps as of the whole level at once.",
+            show_default="none",
+        ),
+    ] = None,
+    align: Annotated[
+        int,
+        typer.Option(help="With a halo or padding shift: windows lie at multiples of this."),
+    ] = 1,
     batch_size: Annotated[int, typer.Option(help="Windows per call of the model.")] = 32,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:N, or several: cuda:0,cuda:1.")
@@ -206,6 +230,8 @@ def heatmap(
                 padding,
                 assume_mpp=assume_mpp,
                 offset=_offset(offset),
+                halo=halo,
+                align=align,
             ),
             {"level": level, "mpp": mpp, "power": power},
             Masking.read(tissue, tissue_fraction, roi),
@@ -240,13 +266,15 @@ def _pipeline(**stages: Any) -> Pipeline[Any]:
     return Pipeline(**stages)
 
 
-def _sampler(kernel_size: int, stride: int | None, padding: Padding, **settings: Any) -> Sampler:
+def _sampler(
+    kernel_size: int, stride: int | None, padding: Padding | None, **settings: Any
+) -> Sampler:
     from streamwsi.samplers.sliding_window import SlidingWindow
 
     return SlidingWindow(
         kernel_size=kernel_size,
         stride=stride,
-        padding="valid" if padding is Padding.VALID else "same",
+        padding=_PADDINGS[padding],
         pad="reflect" if padding is Padding.SAME_REFLECT else "white",
         **settings,
     )

@@ -251,8 +251,7 @@ def _kept(inner: Plan, grid: Grid, mask: Mask, least: float) -> Iterator[Run]:
     scale_x, scale_y = inner.level.downsample
     for run in inner.runs(0, inner.count):
         box = grid.box(run.row, run.column)
-        columns = np.arange(run.count, dtype=np.float64)
-        lefts = (box.x + columns * grid.stride.width) * scale_x
+        lefts = _lefts(grid, run).astype(np.float64) * scale_x
         shares = mask.shares(
             base, box.y * scale_y, box.bottom * scale_y, lefts, lefts + box.width * scale_x
         )
@@ -261,9 +260,15 @@ def _kept(inner: Plan, grid: Grid, mask: Mask, least: float) -> Iterator[Run]:
             yield Run(run.first + begin, run.row, run.column + begin, end - begin)
 
 
+def _lefts(grid: Grid, run: Run) -> Numbers:
+    """Where the windows of a run begin, ``(n,)``."""
+    first = grid.origin[0] + run.column * grid.stride.width
+    return np.minimum(first + np.arange(run.count) * grid.stride.width, grid.last[0])
+
+
 def _boxes(level: PyramidLevel, grid: Grid, run: Run) -> Iterator[Box]:
     """Boxes that hold the windows of a run, and touch no tile that none of them touches."""
-    lefts = grid.box(run.row, run.column).x + np.arange(run.count) * grid.stride.width
+    lefts = _lefts(grid, run)
     last = np.minimum(lefts + grid.kernel.width, level.size.width) - 1
     first = np.maximum(lefts, 0)
     gaps = np.flatnonzero(first[1:] // level.tile.width > last[:-1] // level.tile.width) + 1

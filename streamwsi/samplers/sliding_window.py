@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..geometry import Grid, Run, Size
 from ..resolutions import asked, assuming, chosen_level
 from ..slides import Level, Microns, Power, PyramidLevel, Resolution, Slide
+from .halos import check_halo, check_shift, inner
 from .panels import panel_columns, region_rows
 from .windows import windows_of
 
@@ -84,13 +85,27 @@ class SlidingWindow:
         assume_mpp: micrometres of a level-0 pixel of slides that do not say it.
         padding: ``"valid"``: windows lie inside the level. ``"same"``: there are
             ``ceil(size / stride)`` per axis, and those at the edge reach beyond it.
+            ``"shift"``: windows lie inside the level and cover it, for the last one of each axis
+            is moved back to end where the level does. Where None: shift where there is a halo,
+            valid where there is none.
         pad: what they see there: ``"white"``, or ``"reflect"``: the level, mirrored.
         offset: x and y of a window's corner, from which the others lie multiples of the stride
             away: to the right and below, and with padding in all directions, so that the whole
             level stays covered.
+        halo: pixels at each edge of a window whose outputs are not to be used, for what lies
+            beyond the window would have changed them; an int, or ``(width, height)``. The stride
+            becomes the kernel size less twice the halo, so that each pixel of the level is a
+            halo away from some window's edge, or from the level's own. With the halo that
+            `streamwsi.processors.receptive_field` measures, a map made of the windows' centres
+            is what the model would make of the whole level.
+        align: with padding shift, windows lie at multiples of this many pixels: what a model
+            needs whose output depends on where a window begins (pooling, strides;
+            `receptive_field` measures it). The level is cut to a multiple of it, right and
+            below.
 
     Raises:
-        ConfigError: a size is below 1, or resolutions exclude each other; or, when planning, the
+        ConfigError: a size is below 1, or resolutions exclude each other, or halo, stride,
+            padding and alignment do not go together; or, when planning, the
             windows are beyond the level, or the slide cannot have the resolution.
     """
 
@@ -101,11 +116,15 @@ class SlidingWindow:
     power: float | None = None
     tolerance: float = 0.02
     assume_mpp: float | None = None
-    padding: Literal["valid", "same"] = "valid"
+    padding: Literal["valid", "same", "shift"] | None = None
     pad: Literal["white", "reflect"] = "white"
     offset: tuple[int, int] = (0, 0)
+    halo: int | tuple[int, int] | None = None
+    align: int = 1
 
     def __post_init__(self) -> None:
+        if self.halo is not None:
+            check_halo(self.kernel, Size.of(self.halo), self.stride, self.padding)
         for name, size in (("kernel size", self.kernel), ("stride", self.step)):
             if min(size) < 1:
                 raise ConfigError(f"{name} {size} must be at least 1 in both axes")
@@ -120,17 +139,23 @@ class SlidingWindow:
 
     def _check_padding(self) -> None:
         for name, value, known in (
-            ("padding", self.padding, ("valid", "same")),
+            ("padding", self.edges, ("valid", "same", "shift")),
             ("pad", self.pad, ("white", "reflect")),
         ):
             if value not in known:
-                raise ConfigError(f"{name} must be {' or '.join(known)}, not {value!r}")
+                choice = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise ConfigError(f"{name} must be {choice}, not {value!r}")
         object.__setattr__(self, "offset", tuple(Size.of(self.offset)))
-        if self.padding == "valid" and min(self.offset) < 0:
+        if self.edges == "valid" and min(self.offset) < 0:
             raise ConfigError(
                 f"windows at the offset {self.offset} lie outside the level; with padding same "
                 "they may"
             )
+        if self.edges == "shift":
+            halo = None if self.halo is None else Size.of(self.halo)
+            check_shift(self.kernel, self.step, halo, self.offset, self.align)
+        elif self.align != 1:
+            raise ConfigError(f"align {self.align} needs padding shift, or a halo")
 
     @property
     def resolution(self) -> Resolution:
@@ -159,7 +184,14 @@ class SlidingWindow:
     @property
     def step(self) -> Size:
         """The distance between windows."""
+        if self.halo is not None:
+            return inner(self.kernel, Size.of(self.halo))
         return self.kernel if self.stride is None else Size.of(self.stride)
+
+    @property
+    def edges(self) -> Literal["valid", "same", "shift"]:
+        """The padding, where it is given or not."""
+        return self.padding or ("valid" if self.halo is None else "shift")
 
     def plan(self, slide: Slide) -> GridPlan:
         """The windows of a slide.
@@ -191,16 +223,19 @@ class SlidingWindow:
         return GridPlan(slide, level, grid, rows, config)
 
     def _grid(self, size: Size) -> Grid:
-        if self.padding == "same":
+        if self.edges == "same":
             return Grid.covering(size, self.kernel, self.step, self.offset, self.pad)
-        return Grid(size, self.kernel, self.step, 0, self.offset)
+        shift = self.align if self.edges == "shift" else None
+        return Grid(size, self.kernel, self.step, 0, self.offset, shift=shift)
 
     @property
     def _padding_config(self) -> Mapping[str, Any]:
-        """What identifies the padding; nothing where there is none."""
+        """What identifies the padding; nothing where there is none. (A halo is a stride.)"""
         config: dict[str, Any] = {}
-        if self.padding == "same":
+        if self.edges == "same":
             config = {"padding": "same", "pad": self.pad}
+        if self.edges == "shift":
+            config = {"padding": "shift", "align": self.align}
         if any(self.offset):
             config["offset"] = [*self.offset]
         return config

@@ -34,7 +34,8 @@ def windows_of(plan: Plan, chunk: BigChunk) -> Iterator[SmallChunks]:
         raise ContractBroken("windows can be cut from plans with a grid only")
     for run in plan.runs(region.first, region.first + region.count):
         if grid.pad is None:
-            yield _views(grid, chunk, run)
+            for part in _steady(grid, run):
+                yield _views(grid, chunk, part)
             continue
         inside = grid.within(run.row)
         for part, whole in _split(run, inside):
@@ -42,6 +43,16 @@ def windows_of(plan: Plan, chunk: BigChunk) -> Iterator[SmallChunks]:
                 yield _views(grid, chunk, part)
             else:
                 yield from _padded(grid, chunk, part)
+
+
+def _steady(grid: Grid, run: Run) -> Iterator[Run]:
+    """The parts of a run whose windows lie a stride apart: the last one may be nearer."""
+    apart = grid.columns - 1 - run.column
+    if grid.regular or not 0 < apart < run.count:
+        yield run
+        return
+    yield Run(run.first, run.row, run.column, apart)
+    yield Run(run.first + apart, run.row, run.column + apart, 1)
 
 
 def _split(run: Run, inside: range) -> Iterator[tuple[Run, bool]]:

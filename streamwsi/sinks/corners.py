@@ -42,6 +42,7 @@ class Windows:
             corners[at, 1] = run.row
         corners *= np.array(grid.stride)
         corners += np.array(grid.origin)
+        np.minimum(corners, grid.last, out=corners)
         return corners
 
     def _one_by_one(self, places: Places) -> Corners:

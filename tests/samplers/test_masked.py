@@ -52,9 +52,12 @@ def masked_plans(draw: st.DrawFn) -> tuple[GridPlan, Bools, float]:
     size = Size(draw(st.integers(1, 40)), draw(st.integers(1, 40)))
     kernel = Size(draw(st.integers(1, size.width)), draw(st.integers(1, size.height)))
     stride = Size(draw(st.integers(1, size.width)), draw(st.integers(1, size.height)))
+    edges = draw(st.sampled_from(["valid", "same", "shift"]))
     grid = Grid(size, kernel, stride)
-    if draw(st.booleans()):
+    if edges == "same":
         grid = Grid.covering(size, kernel, stride, (0, 0), "white")
+    if edges == "shift":
+        grid = Grid(size, kernel, Size(*map(min, stride, kernel)), shift=1)
     grid = replace(grid, panel=draw(st.integers(1, grid.columns)))
     level = PyramidLevel(
         0, size, (1.0, 1.0), Size(draw(st.integers(1, 12)), draw(st.integers(1, 12)))

@@ -272,7 +272,7 @@ def test_regions_of_a_resampled_level_are_as_large_as_others_in_the_source() -> 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"padding": "full"}, "padding must be valid or same, not 'full'"),
+        ({"padding": "full"}, "padding must be valid, same or shift, not 'full'"),
         ({"pad": "black"}, "pad must be white or reflect, not 'black'"),
         ({"offset": (-1, 0)}, "outside the level; with padding same"),
         ({"offset": (1.5, 0)}, "is not a size"),

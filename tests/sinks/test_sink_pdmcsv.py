@@ -36,9 +36,14 @@ async def write(out: Path, plan: Any, values: Any, **kwargs: Any) -> list[list[s
 
 
 @pytest.mark.parametrize("panel", [0, 2])
+@pytest.mark.parametrize(("stride", "shift"), [(Size(3, 5), None), (Size(3, 2), 1)])
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 2)])
-async def test_line_k_is_piece_k(tmp_path: Path, panel: int, shape: tuple[int, ...]) -> None:
-    plan = grid_plan(Grid(Size(20, 13), Size(4, 4), Size(3, 5), panel), downsample=4.00027)
+async def test_line_k_is_piece_k(
+    tmp_path: Path, panel: int, stride: Size, shift: int | None, shape: tuple[int, ...]
+) -> None:
+    grid = Grid(Size(20, 13), Size(4, 4), stride, panel, shift=shift)
+    assert grid.regular == (shift is None)
+    plan = grid_plan(grid, downsample=4.00027)
     values = np.random.default_rng(0).normal(size=(plan.count, *shape)).astype(np.float32)
     values[3] = np.nan
     lines = await write(tmp_path, plan, values, batch=5)

@@ -81,7 +81,13 @@ def sampled() -> tuple[Slide, Any]:
 
 
 class TestSlidingWindow(SamplerConformance):
-    @pytest.fixture(params=[SlidingWindow(20, 9), SlidingWindow((7, 30), (16, 31))])
+    @pytest.fixture(
+        params=[
+            SlidingWindow(20, 9),
+            SlidingWindow((7, 30), (16, 31)),
+            SlidingWindow(24, halo=(4, 8), align=4),
+        ]
+    )
     def case(self, request: pytest.FixtureRequest) -> SamplerCase:
         return SamplerCase(request.param, *sampled())
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,31 +16,14 @@ from streamwsi.manifests import find_slides
 from .choosing import Masking, per_slide
 from .running import run_reported
 from .terminal import Debug, Json, errors_as_sentences
+from .windows import Padding, corner, sliding_window
 from .writing import Writing
 
 if TYPE_CHECKING:
     from streamwsi.pipelines import Pipeline
-    from streamwsi.stages import Processor, Sampler, Source
+    from streamwsi.stages import Processor, Source
 
 __all__ = ["heatmap"]
-
-
-class Padding(StrEnum):
-    """Whether windows cover the level, or reach over its edge, and what lies there."""
-
-    VALID = "valid"
-    SAME = "same"
-    SAME_REFLECT = "same-reflect"
-    SHIFT = "shift"
-
-
-_PADDINGS: dict[Padding | None, Literal["valid", "same", "shift"] | None] = {
-    None: None,
-    Padding.VALID: "valid",
-    Padding.SAME: "same",
-    Padding.SAME_REFLECT: "same",
-    Padding.SHIFT: "shift",
-}
 
 
 def heatmap(
@@ -224,12 +206,12 @@ def heatmap(
         sampler = per_slide(
             listed,
             partial(
-                _sampler,
+                sliding_window,
                 kernel_size,
                 stride,
                 padding,
                 assume_mpp=assume_mpp,
-                offset=_offset(offset),
+                offset=corner(offset),
                 halo=halo,
                 align=align,
             ),
@@ -264,28 +246,6 @@ def _pipeline(**stages: Any) -> Pipeline[Any]:
     from streamwsi.pipelines import Pipeline
 
     return Pipeline(**stages)
-
-
-def _sampler(
-    kernel_size: int, stride: int | None, padding: Padding | None, **settings: Any
-) -> Sampler:
-    from streamwsi.samplers.sliding_window import SlidingWindow
-
-    return SlidingWindow(
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=_PADDINGS[padding],
-        pad="reflect" if padding is Padding.SAME_REFLECT else "white",
-        **settings,
-    )
-
-
-def _offset(text: str) -> tuple[int, int]:
-    try:
-        x, y = map(int, text.split(","))
-    except ValueError:
-        raise ConfigError(f"--offset {text!r} is not X,Y, such as 16,0") from None
-    return x, y
 
 
 def _processor(transform: str | None, **settings: Any) -> Processor[Any]:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 import zarr
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from streamwsi import Limits, Pipeline, SlideRef, run
 from streamwsi.chunks import Places
-from streamwsi.geometry import Box, Size
+from streamwsi.geometry import Box, Grid, Size
 from streamwsi.processors import TorchModule, receptive_field, receptive_fields
 from streamwsi.samplers import SlidingWindow
 from streamwsi.sinks.heatmap_zarr import HeatmapZarr
 from streamwsi.sinks.memory import MemorySink
 from streamwsi.sinks.tee import Tee
 from streamwsi.sources import MemorySource
+from streamwsi.testing.outputs import grid_plan, recipe, stream
 
 Array = npt.NDArray[Any]
 
@@ -100,7 +106,7 @@ def deepest(values: Array, places: Places, covered: Size) -> Array:
     return merged
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _small_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receptive_fields, "_SHORTEST", 128)
     monkeypatch.setattr(receptive_fields, "_ACROSS", 16)
@@ -124,6 +130,7 @@ async def merged(of: nn.Module, level: Array, sampler: SlidingWindow, out: Path)
     return [deepest(values, memory.places["a"], Size(width, height)), np.asarray(group["0"])]
 
 
+@pytest.mark.usefixtures("_small_images")
 @pytest.mark.parametrize("size", [(131, 150), (96, 97), (64, 133)])
 @pytest.mark.parametrize("name", ["dilated", "strided", "u-net"])
 async def test_the_merged_map_is_that_of_the_whole_level(
@@ -140,6 +147,37 @@ async def test_the_merged_map_is_that_of_the_whole_level(
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@st.composite
+def shifted(draw: st.DrawFn) -> tuple[Grid, Size]:
+    """A grid whose last windows were moved, in panels, and the cells of a window."""
+    align = draw(st.integers(1, 3))
+    cells = Size(draw(st.integers(2, 6)), draw(st.integers(2, 6)))
+    kernel = Size(cells.width * align, cells.height * align)
+    stride = Size(align * draw(st.integers(1, cells.width - 1)), align * draw(st.integers(1, cells.height)))  # fmt: skip # noqa: E501
+    size = Size(draw(st.integers(kernel.width, 50)), draw(st.integers(kernel.height, 50)))
+    grid = Grid(size, kernel, stride, shift=align)
+    return replace(grid, panel=draw(st.integers(1, grid.columns))), cells
+
+
+@settings(deadline=None, max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(case=shifted(), chunk=st.integers(3, 12), batch=st.integers(1, 9))
+async def test_shifted_windows_are_merged_where_they_lie(
+    tmp_path_factory: pytest.TempPathFactory, case: tuple[Grid, Size], chunk: int, batch: int
+) -> None:
+    grid, cells = case
+    plan, out = grid_plan(grid), tmp_path_factory.mktemp("out")
+    values = np.random.default_rng(0).normal(size=(plan.count, 2, cells.height, cells.width))
+    sink = HeatmapZarr(out, chunk=chunk, blend="crop")
+    async with sink.open(plan, recipe(plan, sink), overwrite=False) as writer:
+        await writer.write(stream(plan, values, batch=batch))
+    group: Any = await anyio.to_thread.run_sync(partial(zarr.open_group, out / "slide.zarr"))
+    found = await anyio.to_thread.run_sync(np.asarray, group["0"])
+    covered = grid.cover(0, 0, grid.rows, grid.columns)
+    expected = deepest(values, Places(plan, 0, plan.count), Size(covered.width, covered.height))
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.usefixtures("_small_images")
 async def test_a_smaller_halo_would_not_do(tmp_path: Path) -> None:
     """A pixel less is seen, inside and nowhere at the level's own borders."""
     level = np.random.default_rng(0).integers(0, 256, (150, 131, 3), np.uint8)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .exports import loaded_on_use
+from .lazy_imports import loaded_on_use
 
 if TYPE_CHECKING:
     from .chunks import Batch, Pieces, Placement, ProcessedPiece

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "streamwsi"
 # Each of these may import those before it.
-ENGINE = ["exports", "errors", "boxes", "geometry", "limits", "slides", "manifests", "resolutions"]
+ENGINE = ["lazy_imports", "errors", "boxes", "geometry", "limits", "slides", "manifests"]
+ENGINE += ["resolutions"]
 ENGINE += [
     "chunks",
     "values",

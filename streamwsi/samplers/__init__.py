@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..exports import loaded_on_use
+from ..lazy_imports import loaded_on_use
 from .random_patches import RandomPatches
 from .sliding_window import SlidingWindow
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
 import tempfile
 import warnings
@@ -24,7 +23,7 @@ import typer
 
 from streamwsi.errors import CannotWrite, ConfigError, StreamwsiError
 
-from .terminal import Debug, Interrupted, errors_as_sentences, run_interruptible
+from .terminal import Debug, errors_as_sentences, interruptible, run_interruptible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +73,7 @@ def raster(
     channels), a .zarr one array (channels, rows, columns). A cell without a value is NaN in
     them, and white in a picture.
     """
-    with errors_as_sentences(debug), _interruptible():
+    with errors_as_sentences(debug), interruptible():
         _check(out, channel, overwrite)
         with _working_folder(out) as folder:
             made = folder / out.name
@@ -109,18 +108,6 @@ def _check(out: Path, channel: int | None, overwrite: bool) -> None:
     array = out.is_dir() and not out.is_symlink() and (out / "zarr.json").is_file()
     if not (array if out.suffix == ".zarr" else out.is_file()):
         raise ConfigError(f"{out} is there already and is no {out.suffix}; choose another name")
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the work as Ctrl-C does: nothing half-made is left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

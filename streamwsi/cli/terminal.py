@@ -26,6 +26,7 @@ __all__ = [
     "ProgressBar",
     "errors_as_sentences",
     "fail",
+    "interruptible",
     "print_json",
     "run_interruptible",
 ]
@@ -66,6 +67,22 @@ def errors_as_sentences(debug: bool) -> Iterator[None]:
         known = isinstance(error, StreamwsiError)
         fail(str(error) if known else f"unexpected {type(error).__name__}: {error} (see --debug)")
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends blocking work as Ctrl-C does: nothing half-made is left behind.
+
+    Raises:
+        Interrupted: one of them came.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_interruptible(main: Callable[[], Awaitable[T]]) -> T:

@@ -46,8 +46,9 @@ MAY_IMPORT = {
     "mosaics": [*VALUES, "heatmaps", "blending"],
     **dict.fromkeys(STAGES, FRAME + FORMATS),
     "thumbnails": FRAME,
+    "exporting": [*FRAME, "pictures", "thumbnails", "sources", "sinks"],
     "testing": ENGINE + FORMATS + STAGES,
-    "cli": ENGINE + FORMATS + STAGES + ["pictures", "thumbnails", "testing"],
+    "cli": ENGINE + FORMATS + STAGES + ["pictures", "thumbnails", "exporting", "testing"],
     "__init__": ENGINE,
     "__main__": ["cli"],
 }

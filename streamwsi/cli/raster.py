@@ -11,17 +11,15 @@ from __future__ import annotations
 import math
 import os
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamwsi.errors import CannotWrite, ConfigError, StreamwsiError
+from streamwsi.errors import ConfigError, StreamwsiError
+from streamwsi.exporting.replacing import working_folder
 
 from .terminal import Debug, errors_as_sentences, interruptible, run_interruptible
 
@@ -75,7 +73,7 @@ def raster(
     """
     with errors_as_sentences(debug), interruptible():
         _check(out, channel, overwrite)
-        with _working_folder(out) as folder:
+        with working_folder(out) as folder:
             made = folder / out.name
             numbers = made.with_suffix(".npy")
             values = _raster(file, numbers, mode, scale, skip_errors)
@@ -108,17 +106,6 @@ def _check(out: Path, channel: int | None, overwrite: bool) -> None:
     array = out.is_dir() and not out.is_symlink() and (out / "zarr.json").is_file()
     if not (array if out.suffix == ".zarr" else out.is_file()):
         raise ConfigError(f"{out} is there already and is no {out.suffix}; choose another name")
-
-
-@contextmanager
-def _working_folder(out: Path) -> Iterator[Path]:
-    """A folder on the output's disk, gone at the end."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise CannotWrite(f"{out} cannot be written: {error.strerror or error}") from error
 
 
 def _raster(

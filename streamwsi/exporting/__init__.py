@@ -1,0 +1,25 @@
+"""Exports: finished or unfinished heatmaps as files for other programs.
+
+Each is a function that takes a heatmap's folder and a file to be written. They read block by
+block, so that memory does not grow with the heatmap, and a file appears when it is whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy_imports import loaded_on_use
+
+if TYPE_CHECKING:
+    from .csv_table import export_csv
+    from .parquet_table import export_parquet
+
+__all__ = ["export_csv", "export_parquet"]
+
+__getattr__ = loaded_on_use(
+    __name__,
+    {
+        "export_csv": "csv_table",
+        "export_parquet": "parquet_table",
+    },
+)

@@ -13,15 +13,17 @@ from ..lazy_imports import loaded_on_use
 if TYPE_CHECKING:
     from .csv_table import export_csv
     from .geojson import export_geojson
+    from .ome_tiff import export_ome_tiff
     from .parquet_table import export_parquet
 
-__all__ = ["export_csv", "export_geojson", "export_parquet"]
+__all__ = ["export_csv", "export_geojson", "export_ome_tiff", "export_parquet"]
 
 __getattr__ = loaded_on_use(
     __name__,
     {
         "export_csv": "csv_table",
         "export_geojson": "geojson",
+        "export_ome_tiff": "ome_tiff",
         "export_parquet": "parquet_table",
     },
 )

@@ -76,7 +76,7 @@ def test_regions_hold_exactly_their_cells(mask: Mask, cuts: list[int]) -> None:
     found = outlines(mask, cuts)
     polygons = [polygon(outline) for outline in found]
     assert all(each.is_valid for each in polygons)
-    labelled, count = measure.label(mask, connectivity=1, return_num=True)
+    labelled, count = measure.label(mask, connectivity=1, return_num=True)  # type: ignore[no-untyped-call]
     assert len(found) == count
     y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
     for each in polygons:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from . import demo, heatmap, info, raster, stages, tissue
+from . import demo, export, heatmap, info, raster, stages, tissue
 
 __all__ = ["app", "main"]
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("heatmap")(heatmap.heatmap)
 app.command("info")(info.info)
+app.command("export")(export.export)
 app.command("raster")(raster.raster)
 app.command("tissue")(tissue.tissue)
 app.command("stages")(stages.stages)

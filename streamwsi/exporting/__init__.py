@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .geojson import export_geojson
     from .ome_tiff import export_ome_tiff
     from .parquet_table import export_parquet
+    from .png import export_png
 
-__all__ = ["export_csv", "export_geojson", "export_ome_tiff", "export_parquet"]
+__all__ = ["export_csv", "export_geojson", "export_ome_tiff", "export_parquet", "export_png"]
 
 __getattr__ = loaded_on_use(
     __name__,
@@ -25,5 +26,6 @@ __getattr__ = loaded_on_use(
         "export_geojson": "geojson",
         "export_ome_tiff": "ome_tiff",
         "export_parquet": "parquet_table",
+        "export_png": "png",
     },
 )

@@ -1,7 +1,7 @@
 """A picture of a map over a slide, with all that is needed to read it: title, value axis or
 classes, scale bar, and what damaged windows look like.
 
-The picture's pixels are put into the figure one to one. All else is laid out in *ems*: the height
+The picture's pixels are put into the figure one to one; all else is laid out in *ems*: the height
 of a line of text, which grows with the picture. matplotlib draws it, without pyplot: nothing is
 global.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
+from ..pictures import write_png
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -32,7 +33,6 @@ _DPI = 72.0  # a point is a pixel
 _LINE = 100
 _STRIPE = 4
 _STRIPES = ((40, 40, 40), (235, 235, 235))
-_MOST_CLASSES_SHOWN = 24
 
 
 class Scale(NamedTuple):
@@ -145,9 +145,7 @@ def draw(
     end = ruler.scale_bar(left, bottom - 1.2 * em, width, pixel, unit)
     if damaged:
         ruler.patch(end + 2 * em, bottom - 1.5 * em, stripes(round(em), round(em)), "damaged")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it
-        figure.savefig(path, dpi=_DPI, format="png")
+    write_png(path, ruler.drawn())
 
 
 class _Ruler:
@@ -155,6 +153,23 @@ class _Ruler:
 
     def __init__(self, figure: Figure, em: float) -> None:
         self._figure, self._em = figure, em
+        self._pictures: list[tuple[int, int, Picture]] = []
+
+    def drawn(self) -> Picture:
+        """The figure, ``(height, width, 3)``."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas: Any = FigureCanvasAgg(self._figure)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it
+            canvas.draw()
+        drawn: Picture = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+        # Not by way of matplotlib, which takes 80 bytes a pixel for it.
+        for x, y, picture in self._pictures:
+            height, width = picture.shape[:2]
+            top = len(drawn) - y - height
+            drawn[top : top + height, x : x + width] = picture
+        return drawn
 
     def text(self, x: float, y: float, text: str, **options: Any) -> None:
         width, height = self._figure.get_size_inches() * _DPI
@@ -165,7 +180,7 @@ class _Ruler:
     def picture(self, x: float, y: float, picture: Picture) -> None:
         """A picture, pixel by pixel, with a line around it."""
         framed = np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=_LINE)
-        self._figure.figimage(framed, round(x) - 1, round(y) - 1)
+        self._pictures.append((round(x) - 1, round(y) - 1, framed))
 
     def patch(self, x: float, y: float, picture: Picture, text: str) -> None:
         """A small picture and what it means."""
@@ -173,14 +188,14 @@ class _Ruler:
         self.text(x + 1.6 * self._em, y + 0.15 * self._em, text)
 
     def classes(self, x: float, top: float, classes: list[Named]) -> None:
-        """A line for each class."""
+        """A line for each class, as far as there is room."""
         em = self._em
-        for i, named in enumerate(classes[:_MOST_CLASSES_SHOWN]):
+        room = int((top / em - 2) / 1.5)
+        for i, named in enumerate(classes[:room]):
             colour = np.full((round(em), round(em), 3), named.colour, np.uint8)
             self.patch(x, top - (1 + 1.5 * i) * em, colour, _fitting(named.name, 13))
-        if len(classes) > _MOST_CLASSES_SHOWN:
-            more = f"and {len(classes) - _MOST_CLASSES_SHOWN} more"
-            self.text(x, top - (1 + 1.5 * _MOST_CLASSES_SHOWN) * em, more)
+        if len(classes) > room:
+            self.text(x, top - (1 + 1.5 * room) * em, f"and {len(classes) - room} more")
 
     def colour_bar(self, x: float, y: float, height: float, scale: Scale, axis: str) -> None:
         """The value axis."""
@@ -207,7 +222,7 @@ class _Ruler:
         length = _round_length(width / 4 * pixel)
         bar = length / pixel
         black = np.zeros((round(0.3 * self._em), max(1, round(bar)), 3), np.uint8)
-        self._figure.figimage(black, round(x), round(y))
+        self._pictures.append((round(x), round(y), black))
         text = f"{length / 1000:g} mm" if unit == "µm" and length >= 1000 else f"{length:g} {unit}"
         self.text(x, y - 1.3 * self._em, text)
         return x + max(bar, len(text) * 0.65 * self._em)

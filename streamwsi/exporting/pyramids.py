@@ -36,13 +36,13 @@ class Layer:
         shape: ``(channels, rows, columns)``.
         dtype: of the pixels.
         read: gives the pixels of a channel, from rows and columns.
-        kept: where the pixels are kept for the next layer; None where they need not be.
+        kept: the file in which the pixels are kept for the next layer; None where they need not be.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     read: Read
-    kept: Pixels | None = None
+    kept: Path | None = None
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +62,7 @@ class Layer:
                     across = slice(left, min(left + wide, columns))
                     strip = self.read(channel, down, across)
                     if self.kept is not None:
-                        self.kept[channel, down, across] = strip
+                        _mapped(self.kept, self.dtype, self.shape)[channel, down, across] = strip
                     for x in range(0, strip.shape[1], TILE):
                         yield np.ascontiguousarray(strip[:, x : x + TILE])
 
@@ -85,9 +85,8 @@ def layers(heatmap: Heatmap, folder: Path) -> list[Layer]:
         finer = found[-1]
         channels, rows, columns = finer.shape
         shape = (channels, -(-rows // 2), -(-columns // 2))
-        read = finer.read if finer.kept is None else _kept(finer.kept)
-        last = max(shape[1:]) <= TILE
-        kept = None if last else np.memmap(folder / f"{len(found)}", dtype, "w+", shape=shape)
+        read = finer.read if finer.kept is None else _kept(finer.kept, dtype, finer.shape)
+        kept = None if max(shape[1:]) <= TILE else folder / str(len(found))
         found.append(Layer(shape, dtype, _half(read, finer.shape, halved), kept))
     return found
 
@@ -100,10 +99,14 @@ def _stored(level: MapLevel, dtype: np.dtype[Any]) -> Read:
     return read
 
 
-def _kept(kept: Pixels) -> Read:
+def _mapped(kept: Path, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> Pixels:
+    """The file as an array, for one use: pages of a file that stays mapped count as memory."""
+    return np.memmap(kept, dtype, "r+" if kept.exists() else "w+", shape=shape)
+
+
+def _kept(kept: Path, dtype: np.dtype[Any], shape: tuple[int, int, int]) -> Read:
     def read(channel: int, rows: slice, columns: slice) -> Pixels:
-        pixels: Pixels = kept[channel, rows, columns]
-        return pixels
+        return np.array(_mapped(kept, dtype, shape)[channel, rows, columns])
 
     return read
 

@@ -81,7 +81,7 @@ def check(path: Path) -> None:
     """Open a file with a program of its kind."""
     data = path.read_bytes()
     if path.suffix == ".png":
-        assert imagecodecs.png_decode(data).shape[2] == 4
+        assert imagecodecs.png_decode(data).shape[2] == 3
     elif path.suffix == ".tiff":
         assert tifffile.imread(path).shape == (2, 12, 16)
     elif path.suffix == ".geojson":

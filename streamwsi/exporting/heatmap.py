@@ -32,6 +32,9 @@ _BLOCK_BYTES = 16 << 20
 _MOST_CHUNK_BYTES = 256 << 20
 
 _PLANNED = "planned"
+_MOST_CHANNELS = 1 << 16
+#: A row of cells is held at once, a byte per cell.
+_MOST_CELLS = 1 << 24
 _DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "int8", "int16", "int32")
 
 
@@ -70,7 +73,9 @@ class MapLevel:
         )
 
     def blocks(self, channels: int) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of blocks of whole chunks that cover the level, in rows of blocks.
+        """Rows and columns of blocks that cover the level, in rows of blocks.
+
+        Blocks are made of whole chunks, or are parts of one where it is too large.
 
         Args:
             channels: how many are to be read at once.
@@ -78,6 +83,9 @@ class MapLevel:
         _, rows, columns = self.shape
         high, wide = self._array.chunks[-2:]
         cell = channels * self.dtype.itemsize
+        if cell * high * wide > _BLOCK_BYTES:
+            wide = max(1, min(wide, _BLOCK_BYTES // cell))
+            high = max(1, min(high, _BLOCK_BYTES // (cell * wide)))
         across = wide * max(1, _BLOCK_BYTES // (cell * high * wide))
         down = high * max(1, _BLOCK_BYTES // (cell * high * min(across, columns)))
         for y in range(0, rows, down):
@@ -239,6 +247,11 @@ def _level(array: Any, image: Image, cells: Lattice, folder: Path) -> MapLevel:
     dtype = np.dtype(array.dtype)
     if array.ndim != (3 if image.channelled else 2) or 0 in array.shape:
         raise ValueError(f"{array.store_path} has the shape {array.shape}")
+    if math.prod(array.shape[:-2]) > _MOST_CHANNELS or max(array.shape[-2:]) > _MOST_CELLS:
+        raise ValueError(
+            f"its shape {array.shape} is beyond {_MOST_CHANNELS:,} channels, or {_MOST_CELLS:,} "
+            "cells a side"
+        )
     if dtype.name not in _DTYPES:
         raise ValueError(f"its values are {dtype.name}, not {', '.join(_DTYPES)}")
     missing = None if dtype.kind == "f" else int(array.fill_value)

@@ -28,7 +28,7 @@ __all__ = ["export_png"]
 
 Picture = npt.NDArray[np.uint8]
 
-_SIZES = (64, 16384)
+_SIZES = (64, 4096)
 
 
 def export_png(

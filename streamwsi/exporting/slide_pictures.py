@@ -22,6 +22,7 @@ __all__ = ["find_slide", "slide_picture", "white_picture"]
 Picture = npt.NDArray[np.uint8]
 
 _MEMORY = "1GiB"
+_MOST_READ = 4096  # pixels of the longer side of the level that is read, where there is such a one
 _SMALL = 512  # of smaller slides, each pixel becomes a square of pixels
 
 
@@ -66,15 +67,15 @@ async def slide_picture(
                 f"{slide} has {size} pixels, but {heatmap.path} was made from a slide of "
                 f"{width}×{height}; name that one with --slide, or leave it out with --no-slide"
             )
-        level, picture = await thumbnail_rgb(reader, most)
-    factor = -(-max(picture.shape[:2]) // most)
-    larger = max(1, _SMALL // max(picture.shape[:2]))
-    if factor > 1:
-        picture = _shrunk(picture, factor)
+        level, picture = await thumbnail_rgb(reader, min(2 * most, _MOST_READ))
+    read = picture.shape[:2]
+    if max(read) > most:
+        picture = _shrunk(picture, most / max(read))
+    larger = max(1, min(_SMALL, most) // max(picture.shape[:2]))
     picture = picture.repeat(larger, axis=0).repeat(larger, axis=1)
     height, width = picture.shape[:2]
     x, y = level.downsample
-    return Frame(width, height, (x * factor / larger, y * factor / larger)), picture
+    return Frame(width, height, (x * read[1] / width, y * read[0] / height)), picture
 
 
 def white_picture(heatmap: Heatmap, most: int) -> tuple[Frame, Picture]:
@@ -85,15 +86,10 @@ def white_picture(heatmap: Heatmap, most: int) -> tuple[Frame, Picture]:
     return frame, np.full((frame.height, frame.width, 3), 255, np.uint8)
 
 
-def _shrunk(picture: Picture, factor: int) -> Picture:
-    """Means of squares of pixels; at the right and lower edges, of what is there."""
-    height, width = picture.shape[:2]
-    rows, columns = np.arange(0, height, factor), np.arange(0, width, factor)
-    # A strip at a time: sums are larger than pixels.
-    strips = [
-        np.add.reduceat(picture[y : y + factor].sum(axis=0, dtype=np.float32), columns, axis=0)
-        for y in rows
-    ]
-    sides = (np.diff(np.append(starts, end)) for starts, end in ((rows, height), (columns, width)))
-    area = np.multiply.outer(*sides)[:, :, None]
-    return np.rint(np.stack(strips) / area).astype(np.uint8)
+def _shrunk(picture: Picture, factor: float) -> Picture:
+    """A smaller picture, by a triangle filter as wide as two of its pixels."""
+    from PIL import Image
+
+    height, width = (max(1, round(n * factor)) for n in picture.shape[:2])
+    smaller = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(smaller)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,3 +137,19 @@ def attributes() -> Callable[[Path, Callable[[dict[str, Any]], Any]], None]:
         (path / "zarr.json").write_text(json.dumps(document))
 
     return change
+
+
+@pytest.fixture
+def uninstalled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make a package look as if it were not installed."""
+    real = builtins.__import__
+
+    def remove(package: str) -> None:
+        def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+            if name.split(".")[0] == package:
+                raise ImportError(name)
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", missing)
+
+    return remove

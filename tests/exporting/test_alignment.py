@@ -108,6 +108,16 @@ def test_the_square_is_where_it_is(
     places = [(corner[a] + far[a] * (n + 0.5)) / 0.25 for a, n in ((0, j), (1, i))]
     assert centre(image, *places) == pytest.approx(wanted, abs=0.5)
 
+    # A picture smaller than any level: the slide is shrunk as exactly, and the map's cells go to
+    # the pixels with their centres, so that edges are half a pixel off at most.
+    export_png(path, tmp_path / "b.png", slide=slide, alpha=0, colormap="gray_r", max_size=290)
+    export_png(path, tmp_path / "c.png", slide=slide, alpha=1, colormap="gray_r", max_size=290)
+    for name, error in (("b", 0.5), ("c", 2.5)):
+        figure = imagecodecs.png_decode((tmp_path / f"{name}.png").read_bytes()).astype(np.float64)
+        picture = 255 - figure[30 : 30 + 210, 12 : 12 + 290, 0]
+        rows, columns = np.mgrid[:210, :290]
+        found = centre(picture, 1500 / 290 * (columns + 0.5), 1084 / 210 * (rows + 0.5))
+        assert found == pytest.approx(wanted, abs=error)
     # The colour map is grey: a pixel of the map is as dark as the thumbnail's under it.
     export_png(path, tmp_path / "a.png", slide=slide, alpha=1, colormap="gray_r", max_size=400)
     width_shown, height_shown = SIZE.width // 4, SIZE.height // 4

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import shapely
+import zarr
 
 from streamwsi.errors import CannotRead, ConfigError
 from streamwsi.exporting import export_geojson, geojson, heatmap
 from streamwsi.geometry import Grid, Size
+from streamwsi.sinks import durable
 from streamwsi.testing.outputs import grid_plan
 
 MakeHeatmap = Callable[..., Path]
@@ -182,15 +184,35 @@ def test_thresholds_that_cannot_be_used_are_refused(
 
 
 def test_without_shapely_the_extra_is_named(
-    group: MakeHeatmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: MakeHeatmap, tmp_path: Path, uninstalled: Callable[[str], None]
 ) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "shapely":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    uninstalled("shapely")
     with pytest.raises(ConfigError, match=r'pip install "streamwsi\[export\]"'):
         export_geojson(group([np.ones((1, 2, 2), np.float32)]), tmp_path / "a.geojson")
+
+
+def test_memory_does_not_grow_with_the_map(
+    group: MakeHeatmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5.2 million cells with a region in every chunk, in blocks of a tenth of a megabyte."""
+    monkeypatch.setattr(heatmap, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(geojson, "_BAND_CELLS", 50_000)
+    monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
+    path = group([np.zeros((1, 4, 4), np.float32)])
+    array = zarr.create_array(
+        str(path / "0"),
+        shape=(1, 2600, 2000),
+        chunks=(1, 100, 200),
+        dtype="float32",
+        fill_value=np.nan,
+        overwrite=True,
+    )
+    for row in range(50, 2600, 100):
+        array[0, row : row + 9] = np.tile(np.arange(2000) % 200 < 9, (9, 1))
+    tracemalloc.start()
+    try:
+        assert export_geojson(path, tmp_path / "a.geojson") == 26 * 10
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2600 * 2000 * 4 / 6

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import zarr
 
 from streamwsi.errors import CannotRead, CannotWrite, ConfigError
 from streamwsi.exporting import export_csv, export_parquet, heatmap
 from streamwsi.geometry import Grid, Size
+from streamwsi.sinks import durable
 from streamwsi.slides import Mpp
 from streamwsi.testing.outputs import grid_plan
 
@@ -182,15 +184,34 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
 
 
 def test_without_pyarrow_the_extra_is_named(
-    group: MakeHeatmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group: MakeHeatmap, tmp_path: Path, uninstalled: Callable[[str], None]
 ) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    uninstalled("pyarrow")
     with pytest.raises(ConfigError, match=r'pip install "streamwsi\[export\]"'):
         export_parquet(group([np.ones((1, 4, 4), np.float32)]), tmp_path / "a.parquet")
+
+
+@EXPORTS
+def test_memory_does_not_grow_with_the_map(
+    group: MakeHeatmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, name: str
+) -> None:
+    """2 million cells of which a few have a row."""
+    monkeypatch.setattr(heatmap, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
+    codes = np.zeros((1000, 2000), np.uint8)
+    codes[::50, ::50] = 1
+    path = group([np.zeros((1, 4, 4), np.float32)], valid=codes)
+    zarr.create_array(
+        str(path / "0"),
+        shape=(1, 1000, 2000),
+        chunks=(1, 100, 200),
+        dtype="float32",
+        overwrite=True,
+    )
+    tracemalloc.start()
+    try:
+        assert export(path, tmp_path / name) == 20 * 40
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1000 * 2000 * 4 / 2

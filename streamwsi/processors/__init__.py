@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..exports import loaded_on_use
+from ..lazy_imports import loaded_on_use
 from .base import BatchProcessor
 from .function import FunctionProcessor, processor
 from .together import Together

@@ -126,7 +126,13 @@ class HeatmapZarr:
         """
         raster = Raster.of_values(grid, shape, self.chunk)
         stored = channels_of(self.dtype, raster.channels)
-        whole = grid.stride == grid.kernel and grid.pad is None
+        whole = grid.stride == grid.kernel and grid.pad is None and grid.regular
+        if raster.window == Size(1, 1) and not grid.regular:
+            raise StageMismatch(
+                "a heatmap's cells lie at equal distances, but these windows do not (the last of a "
+                "row or column was moved back to the level's edge); choose padding valid or same, "
+                "a model that gives maps, or another sink"
+            )
         if raster.window != Size(1, 1) and not whole:
             return Mosaic.of(grid, raster.channels, raster.window, self.chunk)
         return replace(raster, channels=stored, itemsize=np.dtype(dtype_of(self.dtype)).itemsize)

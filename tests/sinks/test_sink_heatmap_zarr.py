@@ -355,3 +355,9 @@ async def test_killed_while_the_empty_image_is_removed(
     await write(tmp_path / "b", plan, values)
     assert not left.exists()
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+async def test_vectors_at_unequal_distances_are_refused(tmp_path: Path) -> None:
+    plan = grid_plan(Grid(Size(22, 9), Size(4, 4), Size(4, 4), shift=1))
+    with pytest.raises(StageMismatch, match="moved back to the level's edge"):
+        await write(tmp_path, plan, random_values(plan.count, 2))

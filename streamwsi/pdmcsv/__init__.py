@@ -1,7 +1,7 @@
 """pdmcsv: PyDmed's text format for heatmaps, one line per window.
 
 `rows` describes the format and writes it, `reader` reads it, `raster` makes arrays of it;
-`decimals` and `fields` turn numbers into text and back in bulk.
+`fields` turns the text of many lines into numbers.
 """
 
 from .raster import to_raster

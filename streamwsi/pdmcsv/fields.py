@@ -1,236 +1,184 @@
 """Lines of comma-separated numbers to arrays, many at a time, with the values of ``float()``.
 
-Most fields are plain decimals such as ``-0.10000000149011612``. They are found and read with
-whole-array operations: the digits before and behind the point become an integer m, and
-``m · 10^q`` becomes a double
+A JSON parser reads the numbers of a block: orjson makes the doubles that ``float()`` makes, in
+a fraction of the time. It gets nothing but texts that mean the same to both; a block with any
+other (``inf``, ``.5``, ``-0``, garbage) goes through ``float()`` text by text. What ``float()``
+refuses is no number.
 
-- by one division or multiplication where m and the power of ten are exact as doubles
-  (W. D. Clinger, "How to read floating point numbers accurately", 1990), else
-- by the upper 128 bits of m times a power of ten (D. Lemire, "Number parsing at a gigabyte per
-  second", 2021), where these decide the rounding.
-
-All other fields, about one of 250 among the plain ones, go through ``float()`` one by one. So
-each number is what ``float()`` makes of its text, and what ``float()`` refuses is refused.
+Eight of the ten fields before the values are the same in each line that one run wrote, text and
+all. So they are read once per block, compared as bytes and cut out (`_alike`): of the eleven
+numbers of a line with one value that leaves three. A block with any other line is read in full.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from .powers_of_ten import high_product, power_of_ten
+from .rows import HEAD
 
-__all__ = ["Fields", "parse_fields"]
+__all__ = ["Table", "parse_lines"]
 
-_U64 = npt.NDArray[np.uint64]
 _Int = npt.NDArray[np.int64]
+_Float = npt.NDArray[np.float64]
 _Bool = npt.NDArray[np.bool_]
-_Bytes = npt.NDArray[np.uint8]
 
-_MARGIN = 24
-_Q_MIN, _Q_MAX = -342, 308
-_SMALL_POWERS = np.array([10**i for i in range(9)], np.uint32)
-_LARGE_POWERS = np.array([10**i if i < 20 else 0 for i in range(25)], np.uint64)
-_EXACT_POWERS = np.array([10.0**i for i in range(23)])
-
-
-class Fields(NamedTuple):
-    """The numbers of some lines.
-
-    Attributes:
-        numbers: ``(m,)`` float64: all fields, line by line; NaN where the text is no number.
-        bad: ``(k,)`` int64: which fields are no numbers, ascending.
-        first: ``(n + 1,)`` int64: the first field of each line, and m.
-    """
-
-    numbers: npt.NDArray[np.float64]
-    bad: _Int
-    first: _Int
+#: What finite numbers, nan and inf are made of. Nothing else in JSON is made of these only.
+_NUMERIC = b"0123456789.+-eE nanif"
+#: How a whole number that is a negative zero can end; JSON's whole numbers have no sign of 0.
+_MINUS_ZEROS = (b"-0,", b"-0 ", b"-0]")
+_TO_COMMAS = bytes.maketrans(b";\n", b",,")
+#: So few values are read sooner than skipped.
+_FEW = 4
+#: Bytes that become Python objects at once: a line may be long.
+_PART = 1 << 20
 
 
-class _Tokens(NamedTuple):
-    """Where the parts of each field lie in the bytes.
+class Table(NamedTuple):
+    """Lines as numbers, NaN where a text is no number.
 
     Attributes:
-        start, end: the field, without the space and the sign before it.
-        negative: whether there is a minus sign.
-        plain: whether it is made of at most 8 digits, a point, at most 24 digits, exponent.
-        whole, fraction: number of digits before and behind the point; 0 where not plain.
-        point: where the digits before the point end.
-        stop: where the digits behind it end.
-        power: the exponent behind ``e``, or 0.
+        corner: ``(2, n)`` float64: y and x.
+        shared: ``(8, k)`` float64: H to w, of each line or, where all lines have the same, once.
+        counts: ``(n,)`` int64: fields of each line. Where they are fewer than ten, those above
+            may be anything.
+        odd: ``(n,)`` bool: lines with a text that is no number, as far as they were read.
+        flat: float64: the values line by line, after the last `lead` fields before them.
+        stop: ``(n,)`` int64: where each line ends in `flat`.
+        lead: 0 … 10.
     """
 
-    start: _Int
-    end: _Int
-    negative: _Bool
-    plain: _Bool
-    whole: _Int
-    fraction: _Int
-    point: _Int
+    corner: _Float
+    shared: _Float
+    counts: _Int
+    odd: _Bool
+    flat: _Float
     stop: _Int
-    power: _Int
+    lead: int
+
+    @property
+    def head(self) -> _Float:
+        """``(10, n)``: y to w of each line."""
+        shared = np.broadcast_to(self.shared, (len(self.shared), len(self.counts)))
+        return np.concatenate([self.corner, shared])
+
+    def values(self, lines: slice) -> _Float:
+        """The values, ``(k, m)``, of consecutive lines that have equally many."""
+        width = int(self.counts[lines.start]) - len(HEAD) + self.lead
+        start = int(self.stop[lines.start]) - width
+        flat = self.flat[start : int(self.stop[lines.stop - 1])]
+        return flat.reshape(-1, width)[:, self.lead :]
 
 
-def parse_fields(text: bytes) -> Fields:
+def parse_lines(text: bytes, *, heads: bool = False) -> Table:
     """Read lines of numbers.
 
     Args:
-        text: whole lines, the last one ended by LF too; empty text has no lines.
+        text: whole lines, one at least, the last one ended by LF too.
+        heads: that the values are not needed: they may be left unread, and cannot be asked for.
     """
-    data = np.zeros(len(text) + 2 * _MARGIN, np.uint8)
-    data[_MARGIN:-_MARGIN] = np.frombuffer(text, np.uint8)
-    digits = data - np.uint8(48)
-    is_digit = digits <= 9
-    marks = np.flatnonzero(
-        ~(is_digit | (data == ord(" ")) | (data == ord("-")) | (data == ord("+")))[:-_MARGIN]
-    )[_MARGIN:]
-    separators = np.flatnonzero((data[marks] == ord(",")) | (data[marks] == ord("\n")))
-    eights = _eights(digits * is_digit)
-    tokens = _tokens(data, eights, marks, separators)
-    numbers, sure = _plain_numbers(eights, tokens)
-    bad = _read_others(text, data, tokens, numbers, np.flatnonzero(~sure))
-    last = np.flatnonzero(data[tokens.end] == ord("\n"))
-    return Fields(numbers, bad, np.concatenate([[0], last + 1]))
+    table = _alike(text, heads)
+    return _any(text) if table is None else table
 
 
-def _eights(digits: _Bytes) -> npt.NDArray[np.uint32]:
-    """The number that the eight digits from each byte on make; other bytes count as zeros."""
-    two = digits[:-1] * np.uint8(10) + digits[1:]
-    four = two[:-2] * np.uint16(100) + two[2:]
-    return four[:-4] * np.uint32(10000) + four[4:]
+def _any(text: bytes) -> Table:
+    """Lines of any kind."""
+    rest = text.translate(None, _NUMERIC)
+    clean = not rest.translate(None, b",\n")
+    numbers, bad = _numbers(text[:-1].replace(b"\n", b","), clean)
+    marks = np.frombuffer(rest, np.uint8)
+    marks = marks[(marks == ord(",")) | (marks == ord("\n"))]
+    stop = np.flatnonzero(marks == ord("\n")) + 1
+    counts = np.diff(stop, prepend=0)
+    odd = np.zeros(len(stop), np.bool_)
+    odd[np.searchsorted(stop, bad, "right")] = True
+    fields = stop - counts + np.arange(len(HEAD))[:, None]
+    head = numbers[np.minimum(fields, len(numbers) - 1)]
+    return Table(head[:2], head[2:], counts, odd, numbers, stop, len(HEAD))
 
 
-def _tokens(data: _Bytes, eights: npt.NDArray[np.uint32], marks: _Int, separators: _Int) -> _Tokens:
-    end = marks[separators]
-    start = np.concatenate([[_MARGIN], end + 1])[: len(end)]
-    spaced = data[start] == ord(" ")
-    start += spaced
-    negative = data[start] == ord("-")
-    start += negative
-
-    between = np.diff(separators, prepend=-1) - 1
-    last, last_but_one = marks[separators - 1], marks[np.maximum(separators - 2, 0)]
-    has_power = (between > 0) & (between < 3) & (data[last] == ord("e"))
-    one_point = (between == 1) & (data[last] == ord("."))
-    has_point = one_point | ((between == 2) & has_power & (data[last_but_one] == ord(".")))
-    stop = np.where(has_power, last, end)
-    point = np.where(has_point, np.where(has_power, last_but_one, last), stop)
-    power, signs, valid = _exponents(data, eights, last, end, has_power)
-
-    whole, fraction = point - start, stop - point - has_point
-    plain = (between == has_power.astype(np.int64) + has_point) & valid
-    plain &= (whole <= 8) & (fraction <= 24) & (whole + fraction > 0)
-    if signs + np.count_nonzero(spaced) + np.count_nonzero(negative) != _spaces_and_signs(data):
-        plain[:] = False  # some are where they should not be: leave it to float()
-    return _Tokens(start, end, negative, plain, whole * plain, fraction * plain, point, stop, power)
-
-
-def _spaces_and_signs(data: _Bytes) -> int:
-    return sum(int(np.count_nonzero(data == ord(sign))) for sign in " +-")
+def _alike(text: bytes, heads: bool) -> Table | None:
+    """Lines that differ in y, x and values only; None where some are not so."""
+    first = text[: text.find(b"\n")].split(b",", len(HEAD))
+    if len(first) <= len(HEAD) or b";" in text:
+        return None
+    values = first.pop().count(b",") + 1
+    # Each line becomes "y, x;values" if it has the shared part once, behind its second field.
+    short = text.replace(b",".join([b"", *first[2:], b""]), b";")
+    marks = short.translate(None, _NUMERIC)
+    n = marks.count(b"\n")
+    if marks != (b",;" + b"," * (values - 1) + b"\n") * n:
+        return None
+    if heads and values > _FEW:
+        short = b";".join(part.rpartition(b"\n")[2] for part in short.split(b";")[:-1]) + b"\n"
+    numbers, bad = _numbers(short[:-1].translate(_TO_COMMAS), clean=True)
+    shared, odd = _numbers(b",".join(first[2:]), clean=True)
+    if len(bad) or len(odd):
+        return None
+    width = len(numbers) // n
+    counts = np.full(n, len(HEAD) + values, np.int64)
+    stop = np.arange(width, width * n + 1, width)
+    corner = numbers.reshape(n, width)[:, :2].T.copy()
+    return Table(corner, shared[:, None], counts, np.zeros(n, np.bool_), numbers, stop, 2)
 
 
-def _exponents(
-    data: _Bytes, eights: npt.NDArray[np.uint32], e: _Int, end: _Int, has_power: _Bool
-) -> tuple[_Int, int, _Bool]:
-    """Exponents behind ``e``, how many of them have a sign, and which fields are valid so far."""
-    power, valid = np.zeros(len(end), np.int64), np.ones(len(end), np.bool_)
-    at = np.flatnonzero(has_power)
-    if not len(at):
-        return power, 0, valid
-    sign = data[e[at] + 1]
-    signed = (sign == ord("-")) | (sign == ord("+"))
-    length = end[at] - e[at] - 1 - signed
-    valid[at] = (length > 0) & (length <= 4)
-    number = eights[end[at] - 8] % _SMALL_POWERS[np.clip(length, 0, 4)]
-    power[at] = np.where(sign == ord("-"), -1, 1) * number.astype(np.int64)
-    return power, int(np.count_nonzero(signed)), valid
+def _numbers(text: bytes, clean: bool) -> tuple[_Float, _Int]:
+    """The fields between commas as numbers, and which of them are none.
+
+    Args:
+        clean: that there are no bytes but commas and those of `_NUMERIC`.
+    """
+    numbers: list[_Float] = []
+    bad: list[int] = []
+    first = 0
+    for part in _parts(text):
+        some = _by_json(part) if clean else None
+        if some is None:
+            some, wrong = _by_float(part)
+            bad += [first + i for i in wrong]
+        numbers.append(some)
+        first += len(some)
+    return np.concatenate(numbers), np.array(bad, np.int64)
 
 
-def _plain_numbers(
-    eights: npt.NDArray[np.uint32], tokens: _Tokens
-) -> tuple[npt.NDArray[np.float64], _Bool]:
-    """The numbers, and which of them are surely right."""
-
-    def read(stop: _Int, digits: _Int) -> _U64:
-        return (eights[stop - 8] % _SMALL_POWERS[digits]).astype(np.uint64)
-
-    fraction = tokens.fraction
-    whole = read(tokens.point, tokens.whole)
-    m = read(tokens.stop, np.minimum(fraction, 8))
-    fits = tokens.plain & ((tokens.whole + fraction <= 19) | (whole == 0))
-    if fraction.max(initial=0) > 8:
-        m += read(tokens.stop - 8, np.clip(fraction - 8, 0, 8)) * 10**8
-    if fraction.max(initial=0) > 16:
-        top = read(tokens.stop - 16, np.maximum(fraction - 16, 0))
-        fits &= top < 1000
-        m += top * 10**16
-    m += whole * _LARGE_POWERS[fraction]
-    numbers, sure = _doubles(m, tokens.power - fraction)
-    return np.where(tokens.negative, -numbers, numbers), sure & fits
+def _parts(text: bytes) -> Iterator[bytes]:
+    """The text cut at some of its commas."""
+    start, stop = 0, 0
+    while stop < len(text) or not start:
+        stop = text.find(b",", start + _PART)
+        stop = len(text) if stop < 0 else stop
+        yield text[start:stop]
+        start = stop + 1
 
 
-@cache
-def _powers() -> tuple[_U64, _Int]:
-    """``10^q`` from `_Q_MIN` on as ``top · 2^(b - 63)``, top cut to 64 bits."""
-    tens = [power_of_ten(q) for q in range(_Q_MIN, _Q_MAX + 1)]
-    # Rounded up to 128 bits, which cutting to 64 makes a rounding down unless it is exact.
-    return np.array([g >> 64 for g, _ in tens], np.uint64), np.array([b for _, b in tens])
+def _by_json(text: bytes) -> _Float | None:
+    """Clean fields, where they are sure to be what ``float()`` makes of them."""
+    maybe_nan = b"n" in text
+    document = b"[%b]" % (text.replace(b"nan", b"null") if maybe_nan else text)
+    try:
+        fields = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        return None
+    if not fields:
+        return None  # a blank line
+    if maybe_nan:
+        numbers = np.array(fields, np.float64)  # None becomes NaN
+    else:
+        numbers = np.fromiter(fields, np.float64, len(fields))
+    negative_zero = b"-" in document and any(end in document for end in _MINUS_ZEROS)
+    return None if negative_zero else numbers
 
 
-def _doubles(m: _U64, q: _Int) -> tuple[npt.NDArray[np.float64], _Bool]:
-    """``m · 10^q`` as the nearest doubles, and where that is sure."""
-    inexact = m.astype(np.float64)
-    sure = (m < 2**53) & (np.abs(q) <= 22)
-    power = _EXACT_POWERS[np.minimum(np.abs(q), 22)]
-    numbers = np.where(q < 0, inexact / power, inexact * power)
-    others = np.flatnonzero(~sure)
-    if len(others):
-        numbers[others], sure[others] = _long_doubles(m[others], q[others])
-    return numbers, sure
-
-
-def _long_doubles(m: _U64, q: _Int) -> tuple[npt.NDArray[np.float64], _Bool]:
-    """``m · 10^q`` where one of them is not exact as a double, and where the result is sure."""
-    tops, twos = _powers()
-    at = np.clip(q - _Q_MIN, 0, len(tops) - 1)
-    shift = 63 + 1023 - (m.astype(np.float64).view(np.int64) >> 52)
-    scaled = m << shift.astype(np.uint64)
-    product = high_product(tops[at], scaled)
-    upper = product >> 63
-    mantissa = product >> (upper + 9)
-    mantissa = (mantissa + (mantissa & 1)) >> 1
-    exponent = twos[at] - shift + upper.astype(np.int64) + (1075 + 11)
-    bits = mantissa + ((exponent - 1).astype(np.uint64) << 52)
-    # The product may be one too small, and what follows it is not known. That decides only
-    # where the bits that are rounded away are all ones or all zeros.
-    tail = product & 0x1FF
-    sure = (tail != 0) & (tail != 0x1FF) & (scaled >> 63 == 1)
-    sure &= (exponent >= 1) & (exponent <= 2045) & (q >= _Q_MIN) & (q <= _Q_MAX)
-    return bits.view(np.float64), sure
-
-
-def _read_others(
-    text: bytes, data: _Bytes, tokens: _Tokens, numbers: npt.NDArray[np.float64], others: _Int
-) -> _Int:
-    """Read the fields with these numbers by ``float()``; returns which are no numbers."""
-    if not len(others):
-        return others
-    first = tokens.start[others]
-    named = tokens.end[others] - first == 3
-    for name, value in ((b"nan", np.nan), (b"inf", np.inf)):
-        same = named & (data[first[:, None] + np.arange(3)] == np.frombuffer(name, np.uint8)).all(1)
-        numbers[others[same]] = np.where(tokens.negative[others[same]], -value, value)
-        others, first, named = others[~same], first[~same], named[~same]
-    bad = []
-    begins = np.concatenate([[_MARGIN], tokens.end[:-1] + 1])
-    for i in others.tolist():
+def _by_float(text: bytes) -> tuple[_Float, list[int]]:
+    numbers, bad = [], []
+    for i, field in enumerate(text.split(b",")):
         try:
-            numbers[i] = float(text[begins[i] - _MARGIN : tokens.end[i] - _MARGIN])
+            numbers.append(float(field))
         except ValueError:
-            numbers[i] = np.nan
+            numbers.append(np.nan)
             bad.append(i)
-    return np.array(bad, np.int64)
+    return np.array(numbers), bad

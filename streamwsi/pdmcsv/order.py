@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CannotRead
-from .reader import Reader, Rows, lines
+from .reader import Reader, Rows
 
 __all__ = ["OutOfOrder", "in_order", "sorted_rows"]
 
@@ -116,13 +116,10 @@ class _Index(NamedTuple):
 
 def _index(reader: Reader) -> _Index:
     parts = []
-    for block in lines(reader.path):
-        text = reader.untorn(block)
-        end = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")) + 1
-        begin = np.concatenate([[0], end])[:-1]
-        number = block.first + np.arange(len(end))
-        head, good = reader.heads(text, number)
-        corner = head[good, :2].astype(np.int64)
-        part = corner[:, 0], corner[:, 1], block.offset + begin, end - begin, number
-        parts.append((*part[:2], *(each[good] for each in part[2:])))
+    for block in reader.blocks():
+        end = np.flatnonzero(np.frombuffer(block.text, np.uint8) == ord("\n")) + 1
+        size = np.diff(end, prepend=0)
+        corner, good = reader.corners(block.text, block.numbers)
+        part = block.offset + end - size, size, block.numbers
+        parts.append((*corner, *(each[good] for each in part)))
     return _Index(*(np.concatenate(each) for each in zip(*parts, strict=True)))

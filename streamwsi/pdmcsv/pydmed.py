@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CannotRead
-from .fields import parse_fields
-from .reader import heads, lines
+from .fields import parse_lines
+from .reader import lines
 from .rows import HEAD
 
 __all__ = ["pydmed_raster"]
@@ -91,23 +91,21 @@ def pydmed_raster(
     flat = raster.reshape(-1, cells.C)
     zeros, first_zero = 0, 0
     for block in lines(path):
-        fields = parse_fields(block.text)
-        start, stop = fields.first[:-1], fields.first[1:]
-        head = fields.numbers[start[:, None] + np.arange(len(HEAD))]
-        shape = head[:, -3:].astype(np.int64)
-        wrong = stop - start - len(HEAD) != shape.prod(axis=1)
+        table = parse_lines(block.text)
+        head = table.head
+        shape = head[-3:].astype(np.int64)
+        wrong = table.counts - len(HEAD) != shape.prod(axis=0)
         if wrong.any():
             first_zero = first_zero or block.first + int(np.argmax(wrong))
             zeros += int(np.count_nonzero(wrong))
-        for run in _alike(np.column_stack([shape, wrong])):
-            C, h, w = shape[run.start].tolist()
+        for run in _alike(np.concatenate([shape, wrong[None]])):
+            C, h, w = shape[:, run.start].tolist()
             if wrong[run.start]:
-                values = np.zeros((run.stop - run.start, C, h, w))
+                values = np.zeros((run.stop - run.start, C, h * w))
             else:
-                values = fields.numbers[start[run.start] : stop[run.stop - 1]]
-                values = values.reshape(run.stop - run.start, -1)[:, len(HEAD) :]
-            points = values.reshape(-1, C, h * w)[:, :, : h * h].transpose(0, 2, 1)
-            x, y = _coordinates(head[run])
+                values = table.values(run).reshape(-1, C, h * w)
+            points = values[:, :, : h * h].transpose(0, 2, 1)
+            x, y = _coordinates(head[:, run])
             column = np.searchsorted(cells.x, x)[:, None, :] * scale
             row = np.searchsorted(cells.y, y)[:, :, None] * scale
             for dy, dx in itertools.product(range(scale), repeat=2):
@@ -126,13 +124,13 @@ def _occurring(path: str | Path) -> _Cells:
     C = 0
     for block in lines(path):
         head = _heads(path, block.text, block.first)
-        shape = head[:, -3:].astype(np.int64)
+        shape = head[-3:].astype(np.int64)
         for run in _alike(shape):
-            x, y = _coordinates(head[run])
+            x, y = _coordinates(head[:, run])
             xs.add(x)
             ys.add(y)
-            shapes.add(tuple(shape[run.start].tolist()))
-        C = int(shape[-1, 0])
+            shapes.add(tuple(shape[:, run.start].tolist()))
+        C = int(shape[0, -1])
     if not shapes:
         raise CannotRead(f"{path} has no lines to make a raster of")
     if others := {each for each, _, _ in shapes} - {1, C}:
@@ -144,22 +142,21 @@ def _occurring(path: str | Path) -> _Cells:
 
 
 def _heads(path: str | Path, text: bytes, first: int) -> _Float:
-    """The ten numbers at the beginning of each line, ``(n, 10)``."""
-    fields = parse_fields(heads(text))
-    counts = np.diff(fields.first)
+    """The ten numbers at the beginning of each line, ``(10, n)``."""
+    table = parse_lines(text, heads=True)
+    head, counts = table.head, table.counts
     if (counts < len(HEAD)).any():
         number = int(np.argmax(counts < len(HEAD)))
         raise CannotRead(
             f"{path}, line {first + number}: the line has {counts[number]} fields, but "
             f"{len(HEAD)} come before the values"
         )
-    head = fields.numbers.reshape(-1, len(HEAD))
-    kernel, shape = head[:, 5], np.trunc(head[:, -3:])
-    good = np.isfinite(head[:, :2]).all(axis=1) & np.isfinite(kernel) & (kernel != 0)
-    good &= (shape >= 1).all(axis=1) & (shape[:, 1] <= shape[:, 2])
-    good &= shape.prod(axis=1) <= _MOST_VALUES
+    kernel, shape = head[5], np.trunc(head[-3:])
+    good = np.isfinite(head[:2]).all(axis=0) & np.isfinite(kernel) & (kernel != 0)
+    good &= (shape >= 1).all(axis=0) & (shape[1] <= shape[2])
+    good &= shape.prod(axis=0) <= _MOST_VALUES
     if first == 1:
-        good[0] &= np.isfinite(head[0, 2:4]).all()
+        good[0] &= np.isfinite(head[2:4, 0]).all()
     if not good.all():
         number = int(np.argmin(good))
         texts = text.split(b"\n")[number].split(b",")[: len(HEAD)]
@@ -172,17 +169,17 @@ def _heads(path: str | Path, text: bytes, first: int) -> _Float:
 
 def _coordinates(head: _Float) -> tuple[_Float, _Float]:
     """Columns and rows of the cells of windows with one h, each ``(n, h)``."""
-    h = int(head[0, 8])
-    scale = head[:, 5] / h
+    h = int(head[8, 0])
+    scale = head[5] / h
     steps = np.arange(h)
-    x, y = head[:, 1] / scale, head[:, 0] / scale
+    x, y = head[1] / scale, head[0] / scale
     return np.floor(steps + x[:, None]), np.floor(steps + y[:, None])
 
 
 def _alike(keys: _Int) -> Iterator[slice]:
     """Runs of lines with equal keys, which begin with C, h, w; few where these are large."""
-    breaks = (np.flatnonzero((np.diff(keys, axis=0) != 0).any(axis=1)) + 1).tolist()
-    for start, stop in itertools.pairwise([0, *breaks, len(keys)]):
-        most = max(1, _GROUP // int(keys[start, :3].prod()))
+    breaks = (np.flatnonzero((np.diff(keys) != 0).any(axis=0)) + 1).tolist()
+    for start, stop in itertools.pairwise([0, *breaks, keys.shape[1]]):
+        most = max(1, _GROUP // int(keys[:3, start].prod()))
         for i in range(start, stop, most):
             yield slice(i, min(i + most, stop))

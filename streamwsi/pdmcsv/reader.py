@@ -3,28 +3,24 @@
 `streamwsi.pdmcsv` has the format. The reader is strict: a line that is not what that page says
 is an error that names file, line and reason, or is left out, counted and reported. A file whose
 last line has no LF was cut off there, so that its last number cannot be trusted.
-
-Eight of the ten fields before the values are the same in each line that one run wrote, text and
-all. So they are read once per block, compared as bytes and cut out (`_repeated`): that halves
-the time where a window has one value. A block with any other line is read field by field.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CannotRead, ConfigError
-from .fields import Fields, parse_fields
+from .fields import Table, parse_lines
 from .rows import HEAD
 
-__all__ = ["Lines", "OnError", "Reader", "Rows", "heads", "lines", "read"]
+__all__ = ["Lines", "OnError", "Reader", "Rows", "lines", "read"]
 
 OnError = Literal["raise", "skip"]
 
@@ -33,7 +29,7 @@ _Float = npt.NDArray[np.float64]
 _Bool = npt.NDArray[np.bool_]
 
 #: Bytes parsed at once: enough to hide Python, little enough for the cache.
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 _LONGEST_LINE = 1 << 26
 _PROBLEMS_KEPT = 10
 _INTEGERS = [i for i, name in enumerate(HEAD) if name != "downsample"]
@@ -68,20 +64,28 @@ class Rows:
         return len(self.line)
 
 
-class Lines(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Lines:
     """Whole lines of a file.
 
     Attributes:
         text: the lines, each ended by LF.
         first: number of the first one in the file, from 1.
+        count: how many they are.
         offset: where they begin in the file.
         torn: whether the last one's LF is missing in the file (here it is not).
     """
 
     text: bytes
     first: int
+    count: int
     offset: int
     torn: bool
+
+    @property
+    def numbers(self) -> _Int:
+        """Their numbers in the file."""
+        return np.arange(self.first, self.first + self.count)
 
 
 def lines(path: str | Path) -> Iterator[Lines]:
@@ -97,8 +101,9 @@ def lines(path: str | Path) -> Iterator[Lines]:
                 whole, newline, rest = block.rpartition(b"\n")
                 if newline:
                     text = b"".join([*parts, whole, newline])
-                    yield Lines(text, first, offset, torn=False)
-                    first, offset = first + text.count(b"\n"), offset + len(text)
+                    count = int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n")))
+                    yield Lines(text, first, count, offset, torn=False)
+                    first, offset = first + count, offset + len(text)
                     parts = []
                 parts.append(rest)
                 if sum(map(len, parts)) > _LONGEST_LINE:
@@ -106,18 +111,7 @@ def lines(path: str | Path) -> Iterator[Lines]:
     except OSError as error:
         raise CannotRead(f"{path} cannot be read: {error.strerror or error}") from error
     if text := b"".join(parts):
-        yield Lines(text + b"\n", first, offset, torn=True)
-
-
-def heads(text: bytes) -> bytes:
-    """The first ten fields of each line, or what there is of them."""
-    data = np.frombuffer(text, np.uint8)
-    commas, end = np.flatnonzero(data == ord(",")), np.flatnonzero(data == ord("\n"))
-    start = np.concatenate([[0], end + 1])[:-1]
-    tenth = np.searchsorted(commas, start) + len(HEAD) - 1
-    stop = np.minimum(np.append(commas, len(data))[np.minimum(tenth, len(commas))], end)
-    parts = [text[i:j] for i, j in zip(start.tolist(), stop.tolist(), strict=True)]
-    return b"\n".join([*parts, b""])
+        yield Lines(text + b"\n", first, text.count(b"\n") + 1, offset, torn=True)
 
 
 def read(path: str | Path, errors: OnError = "raise") -> Reader:
@@ -161,42 +155,42 @@ class Reader:
 
     def __iter__(self) -> Iterator[Rows]:
         self.restart()
-        for block in lines(self.path):
-            text = self.untorn(block)
-            yield from self.rows(text, block.first + np.arange(text.count(b"\n")))
+        for block in self.blocks():
+            yield from self.rows(block.text, block.numbers)
 
-    def untorn(self, block: Lines) -> bytes:
-        """The text without a torn last line, which is reported."""
-        if not block.torn:
-            return block.text
-        whole = block.text[: block.text[:-1].rfind(b"\n") + 1]
-        number = block.first + whole.count(b"\n")
-        self._report(number, "the file ends within the line; it was cut off, or is being written")
-        return whole
+    def blocks(self) -> Iterator[Lines]:
+        """The lines of the file, without a torn last one, which is reported."""
+        for block in lines(self.path):
+            if not block.torn:
+                yield block
+                continue
+            whole = block.text[: block.text[:-1].rfind(b"\n") + 1]
+            if whole:
+                yield replace(block, text=whole, count=block.count - 1, torn=False)
+            reason = "the file ends within the line; it was cut off, or is being written"
+            self._report(block.first + block.count - 1, reason)
 
     def rows(self, text: bytes, numbers: _Int) -> Iterator[Rows]:
         """Lines of text with these numbers, parsed; those that are not right are reported."""
-        if (alike := _repeated(text, numbers)) is not None:
-            yield alike
-            return
-        fields = parse_fields(text)
-        head, good = _checked(fields)
-        good &= np.diff(fields.first) == len(HEAD) + head[:, -3:].prod(axis=1)
+        table = parse_lines(text)
+        good = _right(table)
         self.report(text, numbers, good)
-        breaks = np.flatnonzero((np.diff(head[:, -3:], axis=0) != 0).any(axis=1)) + 1
+        breaks = np.flatnonzero((np.diff(table.shared[-3:]) != 0).any(axis=0)) + 1
         bad = np.flatnonzero(~good)
         edges = np.unique(np.concatenate([[0], breaks, bad, bad + 1, [len(good)]])).tolist()
         for start, stop in itertools.pairwise(edges):
             if good[start]:
-                flat = fields.numbers[fields.first[start] : fields.first[stop]]
-                values = flat.reshape(stop - start, -1)[:, len(HEAD) :]
-                yield _rows(numbers[start:stop], head[start:stop], values)
+                yield _rows(numbers, table, slice(start, stop))
 
-    def heads(self, text: bytes, numbers: _Int) -> tuple[_Float, _Bool]:
-        """The ten fields of each line before the values, ``(n, 10)``, and which are right."""
-        head, good = _checked(parse_fields(heads(text)))
+    def corners(self, text: bytes, numbers: _Int) -> tuple[_Int, _Bool]:
+        """y and x, ``(2, m)``, of the lines that are right, and which lines these are.
+
+        What the values are need not have been read.
+        """
+        table = parse_lines(text, heads=True)
+        good = _right(table)
         self.report(text, numbers, good)
-        return head, good
+        return table.corner[:, good].astype(np.int64), good
 
     def report(self, text: bytes, numbers: _Int, good: _Bool) -> None:
         """Count lines that are not right, or raise at the first one."""
@@ -218,56 +212,30 @@ class Reader:
             self.problems.append(message)
 
 
-def _checked(fields: Fields) -> tuple[_Float, _Bool]:
-    """The first ten numbers of each line, and whether they and all others can be right."""
-    start = fields.first[:-1]
-    last = max(0, len(fields.numbers) - 1)
-    head = fields.numbers[np.minimum(start[:, None] + np.arange(len(HEAD)), last)]
-    integers = head[:, _INTEGERS]
-    good = np.diff(fields.first) >= len(HEAD)
-    good &= ((integers == np.floor(integers)) & (integers >= _LEAST)).all(axis=1)
-    good &= (integers <= 2**53).all(axis=1)
-    good &= (head[:, 6] > 0) & (head[:, 6] < np.inf)
-    good[np.searchsorted(fields.first, fields.bad, "right") - 1] = False
-    return head, good
+def _right(table: Table) -> _Bool:
+    """Whether each line is as the format has it."""
+    whole, downsample = np.delete(table.shared, 4, axis=0), table.shared[4]
+    shared = _integers(whole, _LEAST[2:]) & (downsample > 0) & (downsample < np.inf)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sizes = table.counts == len(HEAD) + table.shared[-3:].prod(axis=0)
+    good: _Bool = sizes & shared & _integers(table.corner, _LEAST[:2]) & ~table.odd
+    return good
 
 
-def _repeated(text: bytes, numbers: _Int) -> Rows | None:
-    """Lines that are all right and differ in y, x and values only; None where some are not so."""
-    first = text[: text.find(b"\n")].split(b",", len(HEAD))[: len(HEAD)]
-    head, good = _checked(parse_fields(b",".join(first) + b"\n"))
-    if not good[0]:
-        return None
-    shared = b",".join([b"", *first[2:], b""])
-    short = text.replace(shared, b"\n")
-    # Each line is now two, "y, x" and the values, if each had the shared part once: then, and
-    # only then, every second LF of `short` is one of `text`, moved by what was cut out before.
-    ends, cuts = _line_ends(text), _line_ends(short)
-    moved = ends - (len(shared) - 1) * np.arange(1, len(ends) + 1)
-    if len(cuts) != 2 * len(ends) or (cuts[1::2] != moved).any():
-        return None
-    fields = parse_fields(short)
-    counts, shape = np.diff(fields.first).reshape(-1, 2), head[0, -3:]
-    if len(fields.bad) or (counts != (2, shape.prod())).any():
-        return None
-    corner, values = np.split(fields.numbers.reshape(len(ends), -1), [2], axis=1)
-    if not ((corner == np.floor(corner)) & (np.abs(corner) <= 2**53)).all():
-        return None
-    heads = head.repeat(len(ends), axis=0)
-    heads[:, :2] = corner
-    return _rows(numbers, heads, values)
+def _integers(numbers: _Float, least: _Int) -> _Bool:
+    """Which columns are integers that a double holds exactly, not below `least`."""
+    good = (numbers == np.floor(numbers)) & (numbers >= least[:, None]) & (numbers <= 2**53)
+    every: _Bool = good.all(axis=0)
+    return every
 
 
-def _line_ends(text: bytes) -> _Int:
-    return np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-
-
-def _rows(numbers: _Int, head: _Float, values: _Float) -> Rows:
-    """Lines with arrays of one shape: from heads ``(n, 10)`` and values ``(n, C · h · w)``."""
+def _rows(numbers: _Int, table: Table, lines: slice) -> Rows:
+    """Lines that are right and have arrays of one shape."""
+    head = table.head[:, lines]
     integers = head.astype(np.int64)
-    y, x, H, W, level, kernel = integers.T[:6]
-    values = values.reshape(-1, *integers[0, -3:].tolist())
-    return Rows(numbers, y, x, H, W, level, kernel, head[:, 6], values)
+    y, x, H, W, level, kernel = integers[:6]
+    values = table.values(lines).reshape(-1, *integers[-3:, 0].tolist())
+    return Rows(numbers[lines], y, x, H, W, level, kernel, head[6], values)
 
 
 def _reason(line: bytes) -> str:

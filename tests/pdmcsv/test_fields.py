@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamwsi.pdmcsv.decimals import FLOAT_WIDTH, float_text, integer_text
-from streamwsi.pdmcsv.fields import parse_fields
+from streamwsi.pdmcsv import fields, format_rows
+from streamwsi.pdmcsv.fields import Table, parse_lines
+from streamwsi.pdmcsv.rows import HEAD
 
 RNG = np.random.default_rng(7)
 POWERS = np.concatenate(
@@ -29,8 +32,11 @@ ARRAYS = {
 }
 
 
-def texts(rows: npt.NDArray[np.uint8]) -> list[str]:
-    return [bytes(row).replace(b"\0", b"").decode() for row in rows]
+def texts(values: npt.NDArray[Any]) -> list[str]:
+    """How the values of a line are written."""
+    none = np.zeros(1, np.int64)
+    line = format_rows(none, none, 1, 1, 0, 1, 1.0, values.reshape(1, -1, 1, 1))
+    return line.decode().split(",", 10)[10].removesuffix("\n").split(", ")
 
 
 def bits(values: npt.NDArray[np.float64]) -> list[int]:
@@ -45,28 +51,44 @@ def naive_float(text: str) -> float | None:
         return None
 
 
+def parsed(tokens: list[str]) -> Table:
+    """The texts as the only line."""
+    return parse_lines((",".join(tokens) + "\n").encode())
+
+
+def all_fields(table: Table) -> npt.NDArray[np.float64]:
+    """The numbers of an only line."""
+    if table.counts[0] <= len(HEAD):
+        return table.flat
+    return np.concatenate([table.head[:, 0], table.values(slice(0, 1))[0]])
+
+
 def check_parsed(tokens: list[str]) -> None:
-    fields = parse_fields((",".join(tokens) + "\n").encode())
+    """In whatever company: as a line, and as values of two lines that are alike."""
     wanted = [naive_float(token) for token in tokens]
-    assert fields.bad.tolist() == [i for i, number in enumerate(wanted) if number is None]
     numbers = np.array([np.nan if number is None else number for number in wanted])
-    assert bits(fields.numbers) == bits(numbers)
-    assert fields.first.tolist() == [0, len(tokens)]
+    table = parsed(tokens)
+    assert table.counts.tolist() == [len(tokens)]
+    assert table.odd.tolist() == [None in wanted]
+    assert bits(all_fields(table)) == bits(numbers)
+    line = ", 3, 4, 5, 6, 7, 8, 9.5, 1, 1," + ",".join(tokens) + "\n"
+    table = parse_lines(f"2{line}-1{line}".encode())
+    assert table.odd.tolist() == [None in wanted] * 2
+    assert table.corner.tolist() == [[2, -1], [3, 3]]
+    assert table.head[2:].T.tolist() == [[4, 5, 6, 7, 8, 9.5, 1, 1]] * 2
+    assert [bits(values) for values in table.values(slice(0, 2))] == [bits(numbers)] * 2
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_floats_are_written_as_repr_writes_them(name: str) -> None:
     values = ARRAYS[name]
-    rows = float_text(values)
-    assert rows.shape == (len(values), FLOAT_WIDTH)
-    assert not rows[:, -3:].any()
-    assert texts(rows) == [repr(value) for value in values.tolist()]
+    assert texts(values) == [repr(value) for value in values.tolist()]
 
 
-@given(st.lists(st.floats(width=64), max_size=20))
+@given(st.lists(st.floats(width=64), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=100)
 def test_any_floats(values: list[float]) -> None:
-    assert texts(float_text(np.array(values, np.float64))) == [repr(value) for value in values]
+    assert texts(np.array(values, np.float64)) == [repr(value) for value in values]
 
 
 @pytest.mark.parametrize(
@@ -76,15 +98,13 @@ def test_integers(dtype: npt.DTypeLike) -> None:
     kind = np.dtype(dtype)
     ends = [0, 1] if kind == np.bool_ else [np.iinfo(kind).min, 0, 9, 10, 99, np.iinfo(kind).max]
     values = np.array(ends).astype(kind) if kind == np.bool_ else np.array(ends, kind)
-    assert texts(integer_text(values)) == [str(int(value)) for value in ends]
-    assert texts(integer_text(values[:0])) == []
+    assert texts(values) == [str(int(value)) for value in ends]
 
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_what_was_written_reads_back_bit_by_bit(name: str) -> None:
     values = ARRAYS[name]
-    text = ", ".join(texts(float_text(values))) + "\n"
-    assert bits(parse_fields(text.encode()).numbers) == bits(values)
+    assert bits(all_fields(parsed(texts(values)))) == bits(values)
 
 
 def test_decimals_of_all_lengths_read_as_float_reads_them() -> None:
@@ -121,9 +141,42 @@ def test_any_texts(tokens: list[str]) -> None:
     check_parsed(tokens)
 
 
+def test_whole_numbers_beyond_the_doubles() -> None:
+    check_parsed([str(2**53 + i) for i in range(9)])
+    check_parsed(
+        [str(sign * (2**e + i)) for e in (63, 64, 70) for i in (-1, 0, 1) for sign in (1, -1)]
+    )
+    check_parsed(["1" * 400, "9" * 308, f"0.{'0' * 400}1"])
+
+
+@pytest.mark.parametrize(
+    "token", ["null", "true", "[]", "[1]", "{}", '"1"', "1;2", "nann", "anan", "NaN", "- 0", "1 2"]
+)
+def test_what_json_takes_is_no_number_for_that(token: str) -> None:
+    check_parsed(["1.5", token, "2.5"])
+
+
+@pytest.mark.parametrize(
+    "token", ["-0", " -0", "-0 ", "-0.0", "-0e5", "-0e-05", "nan", "inf", " nan "]
+)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_texts_that_json_reads_otherwise(token: str, at: int) -> None:
+    tokens = ["1.5", "0", "1e-05"]
+    tokens[at] = token
+    check_parsed(tokens)
+
+
+def test_parts_of_long_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "_PART", 3)
+    check_parsed(["1.25", "0", "x", "77777777", "nan", "-1", "", "5", "-0", "33"])
+    check_parsed(["1", ""])
+    check_parsed(["", "", "1"])
+
+
 def test_lines_are_told_apart() -> None:
-    fields = parse_fields(b"1, 2,3\n\nx\n-4\n")
-    assert fields.first.tolist() == [0, 3, 4, 5, 6]
-    assert fields.bad.tolist() == [3, 4]
-    assert parse_fields(b"").first.tolist() == [0]
-    assert parse_fields(b"\n").first.tolist() == [0, 1]
+    table = parse_lines(b"1, 2,3\n\nx\n-4\n")
+    assert table.counts.tolist() == [3, 1, 1, 1]
+    assert table.odd.tolist() == [False, True, True, False]
+    assert bits(table.flat) == bits(np.array([1, 2, 3, np.nan, np.nan, -4]))
+    table = parse_lines(b"\n")
+    assert (table.counts.tolist(), table.odd.tolist()) == ([1], [True])

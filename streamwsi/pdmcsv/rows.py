@@ -30,10 +30,8 @@ __all__ = ["HEAD", "format_rows"]
 HEAD = ("y", "x", "H", "W", "level", "kernel", "downsample", "C", "h", "w")
 """The fields before the values."""
 
-#: Lines, or numbers where these are more, that are formatted at once.
-_BLOCK = 1 << 14
-#: From here to there, and for 0, JSON has the very text of ``repr``.
-_SMALL, _LARGE = 1e-4, 1e16
+#: Values formatted at once: enough to hide Python, little enough for the cache.
+_BLOCK = 1 << 12
 
 
 def format_rows(
@@ -74,35 +72,46 @@ def format_rows(
         raise ValueError(f"pdmcsv holds real numbers, not {values.dtype}")
     shape = ", ".join(map(str, values.shape[1:]))
     fixed = f", {H}, {W}, {level}, {kernel}, {float(downsample)!r}, {shape},".encode()
-    corners = np.column_stack([y.astype(np.int64), x.astype(np.int64)])
     flat = values.reshape(len(values), math.prod(values.shape[1:]))
     step = max(1, _BLOCK // flat.shape[1])
-    return b"".join(
-        _lines(corners[i : i + step], fixed, flat[i : i + step]) for i in range(0, len(flat), step)
-    )
+    parts = [slice(i, i + step) for i in range(0, len(flat), step)]
+    return b"".join(_lines(y[part], x[part], fixed, flat[part]) for part in parts)
 
 
-def _lines(corners: npt.NDArray[Any], fixed: bytes, values: npt.NDArray[Any]) -> bytes:
-    lines = map(fixed.join, zip(_texts(corners), _texts(values), strict=True))
-    return b"\n".join([*lines, b""])
+def _lines(
+    y: npt.NDArray[Any], x: npt.NDArray[Any], fixed: bytes, values: npt.NDArray[Any]
+) -> bytes:
+    parts = [b"", b", ", b"", fixed, b"", b"\n"] * len(values)
+    parts[0::6] = _texts(y[:, None])
+    parts[2::6] = _texts(x[:, None])
+    parts[4::6] = _texts(values)
+    return b"".join(parts)
 
 
 def _texts(table: npt.NDArray[Any]) -> list[bytes]:
     """The numbers of each row of ``(n, m)``, separated by comma and space."""
-    if table.dtype.kind == "f":
-        text = _float_json(table.astype(np.float64))
+    one = table.shape[1] == 1
+    numbers = table.ravel() if one else table
+    if numbers.dtype.kind == "f":
+        text = _float_json(numbers.astype(np.float64))
     else:
-        text = _json(table.astype(np.int64 if table.dtype.kind == "i" else np.uint64))
+        text = _json(numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.uint64))
+    if one:
+        return text[1:-1].split(b",")
     return text[2:-2].replace(b",", b", ").split(b"], [")
 
 
 def _float_json(numbers: npt.NDArray[np.float64]) -> bytes:
-    """Rows of numbers, each as ``repr`` writes it; the array is overwritten."""
+    """An array as JSON, but each number as ``repr`` writes it; the array is overwritten."""
     size = np.abs(numbers)
-    others = ~(((size >= _SMALL) | (size == 0)) & (size < _LARGE))
+    others = ~((size < 1e-9) | (size >= 1e-4) & (size < 1e16))
     if not others.any():
         return _json(numbers)
-    texts = [repr(number).encode() for number in numbers[others].tolist()]
+    some = numbers[others]
+    # repr gives exponents two digits, and that is all that differs from 1e-9 to below 1e-5.
+    texts = _json(some)[1:-1].replace(b"e-", b"e-0").split(b",")
+    for i in np.flatnonzero(~(size[others] < 1e-5)).tolist():
+        texts[i] = repr(float(some[i])).encode()
     numbers[others] = np.nan
     first, *rest = _json(numbers).split(b"null")
     return b"".join([first, *itertools.chain.from_iterable(zip(texts, rest, strict=True))])

@@ -24,6 +24,8 @@ ARRAYS = {
     "few bits": (2 ** RNG.integers(0, 53, 500).astype(np.uint64)).view(np.float64),
     "float32": RNG.random(20000, np.float32).astype(np.float64),
     "normal": RNG.normal(size=20000) * 10 ** RNG.uniform(-9, 20, 20000),
+    "small": RNG.normal(size=20000) * 10 ** RNG.uniform(-12, -3, 20000),
+    "large": RNG.normal(size=20000) * 10 ** RNG.uniform(14, 24, 20000),
     "decimals": RNG.integers(-(10**6), 10**6, 20000) / 1000,
     "integers": RNG.integers(-(2**60), 2**60, 5000).astype(np.float64),
     "powers": POWERS,

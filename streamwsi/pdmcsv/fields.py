@@ -66,6 +66,12 @@ class Table(NamedTuple):
         shared = np.broadcast_to(self.shared, (len(self.shared), len(self.counts)))
         return np.concatenate([self.corner, shared])
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        arrays = (self.corner, self.shared, self.counts, self.odd, self.flat, self.stop)
+        return sum(array.nbytes for array in arrays)
+
     def values(self, lines: slice) -> _Float:
         """The values, ``(k, m)``, of consecutive lines that have equally many."""
         width = int(self.counts[lines.start]) - len(HEAD) + self.lead

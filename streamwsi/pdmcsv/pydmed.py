@@ -14,6 +14,9 @@ better raster.
 - Maps with w > h are read as h × h values from the front of each channel's h × w; maps with
   w < h are an error, as are lines with fewer than ten fields (blank ones too) and files
   without lines.
+
+The file is gone through twice, for the cells that occur and for their values, and parsed once
+where its numbers are few.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CannotRead
-from .fields import parse_lines
-from .reader import lines
+from .fields import Table, parse_lines
+from .reader import Lines, lines
 from .rows import HEAD
 
 __all__ = ["pydmed_raster"]
@@ -40,6 +43,31 @@ _Float = npt.NDArray[np.float64]
 #: values handled at once.
 _MOST_VALUES = 1 << 22
 _GROUP = 1 << 17
+#: Bytes of numbers kept from the first time that a file is gone through for the second.
+_KEPT = 1 << 25
+
+
+class _Tables:
+    """The lines of a file and their numbers, to be gone through twice."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self._kept: list[Table] = []
+        self._room = _KEPT
+
+    def heads(self) -> Iterator[tuple[Lines, Table]]:
+        """The first time; the values may not have been read."""
+        for block in lines(self.path):
+            table = parse_lines(block.text, heads=self._room <= 0)
+            self._room -= table.nbytes
+            if self._room > 0:
+                self._kept.append(table)
+            yield block, table
+
+    def values(self) -> Iterator[tuple[Lines, Table]]:
+        """The second time."""
+        for i, block in enumerate(lines(self.path)):
+            yield block, self._kept[i] if i < len(self._kept) else parse_lines(block.text)
 
 
 class _Cells(NamedTuple):
@@ -86,12 +114,12 @@ def pydmed_raster(
     Raises:
         CannotRead: PyDmed could not read the file either.
     """
-    cells = _occurring(path)
+    tables = _Tables(path)
+    cells = _occurring(tables)
     raster = create((len(cells.y) * scale, len(cells.x) * scale, cells.C))
     flat = raster.reshape(-1, cells.C)
     zeros, first_zero = 0, 0
-    for block in lines(path):
-        table = parse_lines(block.text)
+    for block, table in tables.values():
         head = table.head
         shape = head[-3:].astype(np.int64)
         wrong = table.counts - len(HEAD) != shape.prod(axis=0)
@@ -117,13 +145,14 @@ def pydmed_raster(
     return raster, [f"{note}; the first is line {first_zero}"]
 
 
-def _occurring(path: str | Path) -> _Cells:
-    """A first pass over the heads of all lines."""
+def _occurring(tables: _Tables) -> _Cells:
+    """From the heads of all lines."""
+    path = tables.path
     xs, ys = _Distinct(), _Distinct()
     shapes = set[tuple[int, ...]]()
     C = 0
-    for block in lines(path):
-        head = _heads(path, block.text, block.first)
+    for block, table in tables.heads():
+        head = _placed(path, block, table)
         shape = head[-3:].astype(np.int64)
         for run in _alike(shape):
             x, y = _coordinates(head[:, run])
@@ -141,10 +170,9 @@ def _occurring(path: str | Path) -> _Cells:
     return _Cells(xs.sorted(), ys.sorted(), C)
 
 
-def _heads(path: str | Path, text: bytes, first: int) -> _Float:
-    """The ten numbers at the beginning of each line, ``(10, n)``."""
-    table = parse_lines(text, heads=True)
-    head, counts = table.head, table.counts
+def _placed(path: str | Path, block: Lines, table: Table) -> _Float:
+    """The ten numbers at the beginning of each line, ``(10, n)``, if PyDmed could place it."""
+    head, counts, first = table.head, table.counts, block.first
     if (counts < len(HEAD)).any():
         number = int(np.argmax(counts < len(HEAD)))
         raise CannotRead(
@@ -159,7 +187,7 @@ def _heads(path: str | Path, text: bytes, first: int) -> _Float:
         good[0] &= np.isfinite(head[2:4, 0]).all()
     if not good.all():
         number = int(np.argmin(good))
-        texts = text.split(b"\n")[number].split(b",")[: len(HEAD)]
+        texts = block.text.split(b"\n")[number].split(b",")[: len(HEAD)]
         shown = ",".join(each[:20].decode("utf-8", "replace") for each in texts)
         raise CannotRead(
             f"{path}, line {first + number}: PyDmed cannot place a line that begins with {shown}"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamwsi.errors import CannotRead, CannotWrite, ConfigError
-from streamwsi.pdmcsv import format_rows, mean, order, raster, reader
+from streamwsi.pdmcsv import format_rows, mean, order, pydmed, raster, reader
 from streamwsi.pdmcsv.raster import to_raster
 
 Array = npt.NDArray[np.float64]
@@ -115,6 +115,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "_READ_BYTES", 100)
     monkeypatch.setattr(mean, "_GROUP", 20)
     monkeypatch.setattr(mean, "_BAND", 50)
+    monkeypatch.setattr(pydmed, "_KEPT", 20000)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

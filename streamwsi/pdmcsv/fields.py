@@ -29,9 +29,6 @@ _Bool = npt.NDArray[np.bool_]
 
 #: What finite numbers, nan and inf are made of. Nothing else in JSON is made of these only.
 _NUMERIC = b"0123456789.+-eE nanif"
-#: How a whole number that is a negative zero can end; JSON's whole numbers have no sign of 0.
-_MINUS_ZEROS = (b"-0,", b"-0 ", b"-0]")
-_TO_COMMAS = bytes.maketrans(b";\n", b",,")
 #: So few values are read sooner than skipped.
 _FEW = 4
 #: Bytes that become Python objects at once: a line may be long.
@@ -121,7 +118,7 @@ def _alike(text: bytes, heads: bool) -> Table | None:
         return None
     if heads and values > _FEW:
         short = b";".join(part.rpartition(b"\n")[2] for part in short.split(b";")[:-1]) + b"\n"
-    numbers, bad = _numbers(short[:-1].translate(_TO_COMMAS), clean=True)
+    numbers, bad = _numbers(short[:-1].replace(b";", b",").replace(b"\n", b","), clean=True)
     shared, odd = _numbers(b",".join(first[2:]), clean=True)
     if len(bad) or len(odd):
         return None
@@ -175,8 +172,15 @@ def _by_json(text: bytes) -> _Float | None:
         numbers = np.array(fields, np.float64)  # None becomes NaN
     else:
         numbers = np.fromiter(fields, np.float64, len(fields))
-    negative_zero = b"-" in document and any(end in document for end in _MINUS_ZEROS)
-    return None if negative_zero else numbers
+    return None if _has_negative_zero(document) else numbers
+
+
+def _has_negative_zero(document: bytes) -> bool:
+    """Whether there is a ``-0`` without a point, of which JSON makes a 0."""
+    text = np.frombuffer(document, np.uint8)
+    sign = np.flatnonzero(text == ord("-"))
+    sign = sign[text[sign + 1] == ord("0")]
+    return bool(np.isin(text[sign + 2], np.frombuffer(b",] ", np.uint8)).any())
 
 
 def _by_float(text: bytes) -> tuple[_Float, list[int]]:

@@ -119,8 +119,8 @@ def _alike(text: bytes, heads: bool) -> Table | None:
     if heads and values > _FEW:
         short = b";".join(part.rpartition(b"\n")[2] for part in short.split(b";")[:-1]) + b"\n"
     numbers, bad = _numbers(short[:-1].replace(b";", b",").replace(b"\n", b","), clean=True)
-    shared, odd = _numbers(b",".join(first[2:]), clean=True)
-    if len(bad) or len(odd):
+    shared, wrong = _by_float(b",".join(first[2:]))
+    if len(bad) or wrong:
         return None
     width = len(numbers) // n
     counts = np.full(n, len(HEAD) + values, np.int64)
@@ -179,8 +179,8 @@ def _has_negative_zero(document: bytes) -> bool:
     """Whether there is a ``-0`` without a point, of which JSON makes a 0."""
     text = np.frombuffer(document, np.uint8)
     sign = np.flatnonzero(text == ord("-"))
-    sign = sign[text[sign + 1] == ord("0")]
-    return bool(np.isin(text[sign + 2], np.frombuffer(b",] ", np.uint8)).any())
+    after = text[sign[text[sign + 1] == ord("0")] + 2]
+    return any((after == end).any() for end in b",] ")
 
 
 def _by_float(text: bytes) -> tuple[_Float, list[int]]:

@@ -24,7 +24,7 @@ __all__ = ["OutOfOrder", "in_order", "sorted_rows"]
 
 _Int = npt.NDArray[np.int64]
 
-_READ_BYTES = 1 << 17
+_READ_BYTES = 1 << 19
 
 
 class OutOfOrder(Exception):

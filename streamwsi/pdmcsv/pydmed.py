@@ -48,26 +48,28 @@ _KEPT = 1 << 25
 
 
 class _Tables:
-    """The lines of a file and their numbers, to be gone through twice."""
+    """The numbers of a file, to be gone through twice."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
-        self._kept: list[Table] = []
+        self._kept: list[tuple[int, Table]] = []
         self._room = _KEPT
 
     def heads(self) -> Iterator[tuple[Lines, Table]]:
-        """The first time; the values may not have been read."""
+        """The lines, and their numbers; the values may not have been read."""
         for block in lines(self.path):
             table = parse_lines(block.text, heads=self._room <= 0)
             self._room -= table.nbytes
             if self._room > 0:
-                self._kept.append(table)
+                self._kept.append((block.first, table))
             yield block, table
 
-    def values(self) -> Iterator[tuple[Lines, Table]]:
-        """The second time."""
-        for i, block in enumerate(lines(self.path)):
-            yield block, self._kept[i] if i < len(self._kept) else parse_lines(block.text)
+    def values(self) -> Iterator[tuple[int, Table]]:
+        """The number of the first line, and the numbers of some lines, when `heads` is through."""
+        yield from self._kept
+        if self._room <= 0:
+            for block in itertools.islice(lines(self.path), len(self._kept), None):
+                yield block.first, parse_lines(block.text)
 
 
 class _Cells(NamedTuple):
@@ -119,12 +121,12 @@ def pydmed_raster(
     raster = create((len(cells.y) * scale, len(cells.x) * scale, cells.C))
     flat = raster.reshape(-1, cells.C)
     zeros, first_zero = 0, 0
-    for block, table in tables.values():
+    for number, table in tables.values():
         head = table.head
         shape = head[-3:].astype(np.int64)
         wrong = table.counts - len(HEAD) != shape.prod(axis=0)
         if wrong.any():
-            first_zero = first_zero or block.first + int(np.argmax(wrong))
+            first_zero = first_zero or number + int(np.argmax(wrong))
             zeros += int(np.count_nonzero(wrong))
         for run in _alike(np.concatenate([shape, wrong[None]])):
             C, h, w = shape[:, run.start].tolist()

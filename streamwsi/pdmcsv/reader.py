@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +28,8 @@ _Int = npt.NDArray[np.int64]
 _Float = npt.NDArray[np.float64]
 _Bool = npt.NDArray[np.bool_]
 
-#: Bytes parsed at once: enough to hide Python, little enough for the cache.
-_BLOCK = 1 << 18
+#: Bytes parsed at once: enough to hide Python.
+_BLOCK = 1 << 19
 _LONGEST_LINE = 1 << 26
 _PROBLEMS_KEPT = 10
 _INTEGERS = [i for i, name in enumerate(HEAD) if name != "downsample"]
@@ -73,7 +73,7 @@ class Lines:
         first: number of the first one in the file, from 1.
         count: how many they are.
         offset: where they begin in the file.
-        torn: whether the last one's LF is missing in the file (here it is not).
+        torn: whether this is the last line, and its LF is missing in the file (here it is not).
     """
 
     text: bytes
@@ -94,24 +94,27 @@ def lines(path: str | Path) -> Iterator[Lines]:
     Raises:
         CannotRead: the file cannot be opened or read, or a line is longer than 64 MiB.
     """
-    first, offset, parts = 1, 0, list[bytes]()
+    first, offset, filled = 1, 0, 0
+    buffer = bytearray(_BLOCK)
     try:
         with open(path, "rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                whole, newline, rest = block.rpartition(b"\n")
-                if newline:
-                    text = b"".join([*parts, whole, newline])
+            while n := file.readinto(memoryview(buffer)[filled:]):
+                cut = buffer.rfind(b"\n", filled, filled + n) + 1
+                filled += n
+                if cut:
+                    text = bytes(memoryview(buffer)[:cut])
                     count = int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n")))
                     yield Lines(text, first, count, offset, torn=False)
-                    first, offset = first + count, offset + len(text)
-                    parts = []
-                parts.append(rest)
-                if sum(map(len, parts)) > _LONGEST_LINE:
+                    first, offset, filled = first + count, offset + cut, filled - cut
+                    buffer[:filled] = buffer[cut : cut + filled]
+                if filled > _LONGEST_LINE:
                     raise CannotRead(f"{path}, line {first}: the line is longer than 64 MiB")
+                if filled == len(buffer):
+                    buffer += bytes(filled)
     except OSError as error:
         raise CannotRead(f"{path} cannot be read: {error.strerror or error}") from error
-    if text := b"".join(parts):
-        yield Lines(text + b"\n", first, text.count(b"\n") + 1, offset, torn=True)
+    if filled:
+        yield Lines(bytes(buffer[:filled]) + b"\n", first, 1, offset, torn=True)
 
 
 def read(path: str | Path, errors: OnError = "raise") -> Reader:
@@ -161,26 +164,19 @@ class Reader:
     def blocks(self) -> Iterator[Lines]:
         """The lines of the file, without a torn last one, which is reported."""
         for block in lines(self.path):
-            if not block.torn:
+            if block.torn:
+                reason = "the file ends within the line; it was cut off, or is being written"
+                self._report(block.first, reason)
+            else:
                 yield block
-                continue
-            whole = block.text[: block.text[:-1].rfind(b"\n") + 1]
-            if whole:
-                yield replace(block, text=whole, count=block.count - 1, torn=False)
-            reason = "the file ends within the line; it was cut off, or is being written"
-            self._report(block.first + block.count - 1, reason)
 
     def rows(self, text: bytes, numbers: _Int) -> Iterator[Rows]:
         """Lines of text with these numbers, parsed; those that are not right are reported."""
         table = parse_lines(text)
         good = _right(table)
         self.report(text, numbers, good)
-        breaks = np.flatnonzero((np.diff(table.shared[-3:]) != 0).any(axis=0)) + 1
-        bad = np.flatnonzero(~good)
-        edges = np.unique(np.concatenate([[0], breaks, bad, bad + 1, [len(good)]])).tolist()
-        for start, stop in itertools.pairwise(edges):
-            if good[start]:
-                yield _rows(numbers, table, slice(start, stop))
+        for run in _runs(table, good):
+            yield _rows(numbers, table, run)
 
     def corners(self, text: bytes, numbers: _Int) -> tuple[_Int, _Bool]:
         """y and x, ``(2, m)``, of the lines that are right, and which lines these are.
@@ -220,6 +216,21 @@ def _right(table: Table) -> _Bool:
         sizes = table.counts == len(HEAD) + table.shared[-3:].prod(axis=0)
     good: _Bool = sizes & shared & _integers(table.corner, _LEAST[:2]) & ~table.odd
     return good
+
+
+def _runs(table: Table, good: _Bool) -> Iterator[slice]:
+    """Consecutive lines that are right and have arrays of one shape."""
+    n = len(good)
+    if table.shared.shape[1] == 1 and good.all():
+        yield slice(0, n)
+        return
+    shapes = np.broadcast_to(table.shared[-3:], (3, n))
+    breaks = np.flatnonzero((np.diff(shapes) != 0).any(axis=0)) + 1
+    bad = np.flatnonzero(~good)
+    edges = np.unique(np.concatenate([[0], breaks, bad, bad + 1, [n]])).tolist()
+    for start, stop in itertools.pairwise(edges):
+        if good[start]:
+            yield slice(start, stop)
 
 
 def _integers(numbers: _Float, least: _Int) -> _Bool:

@@ -121,22 +121,21 @@ def _timed(do: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
     return (time.process_time() - began) / times, result
 
 
-def _fixed(job: _Job) -> list[Any]:
-    return [job.side * _KERNEL, job.side * _KERNEL, 0, _KERNEL, 1.0]
-
-
 def _corners(job: _Job) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     y, x = np.divmod(np.arange(job.side**2), job.side)
     return y * _KERNEL, x * _KERNEL
 
 
 def _pydmed_text(job: _Job, values: npt.NDArray[np.float32]) -> bytes:
+    size = job.side * _KERNEL
     corners = zip(*(corner.tolist() for corner in _corners(job)), values, strict=True)
-    return "".join(pydmed_way.row(y, x, _fixed(job), each) for y, x, each in corners).encode()
+    rows = (pydmed_way.row(y, x, [size, size, 0, _KERNEL, 1.0], each) for y, x, each in corners)
+    return "".join(rows).encode()
 
 
 def _text(job: _Job, values: npt.NDArray[np.float32]) -> bytes:
-    return format_rows(*_corners(job), *_fixed(job), values)
+    size = job.side * _KERNEL
+    return format_rows(*_corners(job), size, size, 0, _KERNEL, 1.0, values)
 
 
 def _sink(job: _Job, values: npt.NDArray[np.float32], folder: Path) -> bytes:

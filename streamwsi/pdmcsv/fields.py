@@ -21,7 +21,7 @@ import orjson
 
 from .rows import HEAD
 
-__all__ = ["Table", "parse_lines"]
+__all__ = ["Table", "parse_lines", "parts"]
 
 _Int = npt.NDArray[np.int64]
 _Float = npt.NDArray[np.float64]
@@ -138,7 +138,7 @@ def _numbers(text: bytes, clean: bool) -> tuple[_Float, _Int]:
     numbers: list[_Float] = []
     bad: list[int] = []
     first = 0
-    for part in _parts(text):
+    for part in parts(text):
         some = _by_json(part) if clean else None
         if some is None:
             some, wrong = _by_float(part)
@@ -148,8 +148,8 @@ def _numbers(text: bytes, clean: bool) -> tuple[_Float, _Int]:
     return np.concatenate(numbers), np.array(bad, np.int64)
 
 
-def _parts(text: bytes) -> Iterator[bytes]:
-    """The text cut at some of its commas."""
+def parts(text: bytes) -> Iterator[bytes]:
+    """The text cut at some of its commas: it may have millions of fields."""
     start, stop = 0, 0
     while stop < len(text) or not start:
         stop = text.find(b",", start + _PART)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CannotRead, ConfigError
-from .fields import Table, parse_lines
+from .fields import Table, parse_lines, parts
 from .rows import HEAD
 
 __all__ = ["Lines", "OnError", "Reader", "Rows", "lines", "read"]
@@ -98,7 +98,7 @@ def lines(path: str | Path) -> Iterator[Lines]:
     buffer = bytearray(_BLOCK)
     try:
         with open(path, "rb", buffering=0) as file:
-            while n := file.readinto(memoryview(buffer)[filled:]):
+            while n := file.readinto(memoryview(buffer)[filled : filled + _BLOCK]):
                 cut = buffer.rfind(b"\n", filled, filled + n) + 1
                 filled += n
                 if cut:
@@ -253,22 +253,35 @@ def _reason(line: bytes) -> str:
     """What is wrong with a line that `Reader` does not accept."""
     if not line.strip():
         return "the line is blank"
-    texts = line.split(b",")
-    if len(texts) < len(HEAD):
-        return f"the line has {len(texts)} fields, but {len(HEAD)} come before the values"
-    numbers = []
-    for i, text in enumerate(texts):
-        name = HEAD[i] if i < len(HEAD) else f"value {i - len(HEAD)}"
-        shown = text[:40].decode("utf-8", "replace").strip()
-        try:
-            numbers.append(float(text))
-        except ValueError:
+    count, head = line.count(b",") + 1, line.split(b",", len(HEAD))[: len(HEAD)]
+    if count < len(HEAD):
+        return f"the line has {count} fields, but {len(HEAD)} come before the values"
+    for i, (name, text) in enumerate(zip(HEAD, head, strict=True)):
+        number, shown = _number(text), _shown(text)
+        if number is None:
             return f"{name} is {shown!r}, which is not a number"
-        if name == "downsample" and not 0 < numbers[i] < float("inf"):
-            return f"downsample is {shown}, which is not positive"
-        if i in _INTEGERS:
-            least = int(_LEAST[_INTEGERS.index(i)])
-            if not (least <= numbers[i] <= 2**53 and numbers[i].is_integer()):
-                return f"{name} is {shown}, but must be an integer from {least} to {2**53}"
-    C, h, w = (int(number) for number in numbers[7:10])
-    return f"there are {len(texts) - len(HEAD)} values, but C × h × w = {C} × {h} × {w}"
+        if name == "downsample":
+            if not 0 < number < float("inf"):
+                return f"downsample is {shown}, which is not positive"
+            continue
+        least = int(_LEAST[_INTEGERS.index(i)])
+        if not (least <= number <= 2**53 and number.is_integer()):
+            return f"{name} is {shown}, but must be an integer from {least} to {2**53}"
+    values = line.split(b",", len(HEAD))[len(HEAD) :]
+    texts = itertools.chain.from_iterable(p.split(b",") for each in values for p in parts(each))
+    for i, text in enumerate(texts):
+        if _number(text) is None:
+            return f"value {i} is {_shown(text)!r}, which is not a number"
+    C, h, w = (int(float(text)) for text in head[7:])
+    return f"there are {count - len(HEAD)} values, but C × h × w = {C} × {h} × {w}"
+
+
+def _number(text: bytes) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _shown(text: bytes) -> str:
+    return text[:40].decode("utf-8", "replace").strip()

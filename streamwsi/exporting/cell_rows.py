@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .heatmap import COMPUTED, DAMAGED, Heatmap
+from ..sinks.cell_types import COMPUTED, DAMAGED
+from .heatmap import Heatmap
 from .lattices import Lattice
 
 __all__ = ["FACTS", "cell_rows", "value_names"]
@@ -70,7 +71,6 @@ def cell_rows(heatmap: Heatmap, every: bool) -> Iterator[list[Column]]:
 
 def _boxes(heatmap: Heatmap) -> Lattice:
     """What cells were computed from: windows where there is one per cell."""
-    level, codes = heatmap.levels[0], heatmap.codes
-    if heatmap.windows is not None and codes is not None and codes.shape[1:] == level.shape[1:]:
+    if heatmap.windows is not None and heatmap.record.cells == (1, 1):
         return heatmap.windows
-    return level.cells
+    return heatmap.levels[0].cells

@@ -52,7 +52,6 @@ class Image:
     Attributes:
         folder: its own group.
         name: of the image.
-        channelled: whether the arrays have an axis of channels before y and x.
         datasets: finest first.
         channels: as omero metadata name them; empty where they do not.
         labels: the classes of a label image.
@@ -60,7 +59,6 @@ class Image:
 
     folder: Path
     name: str
-    channelled: bool
     datasets: tuple[Dataset, ...]
     channels: tuple[Named, ...]
     labels: Mapping[int, Named]
@@ -78,6 +76,8 @@ class Record:
             samplers without one.
         stride: distance between windows, likewise.
         channels: their names; empty before the first values came.
+        cells: rows and columns of cells that a window has.
+        labelled: whether cells are 1 + the number of a channel.
         state: how many windows are done.
     """
 
@@ -87,6 +87,8 @@ class Record:
     kernel: tuple[int, int] | None
     stride: tuple[int, int] | None
     channels: tuple[str, ...]
+    cells: tuple[int, int]
+    labelled: bool
     state: State
 
 
@@ -164,6 +166,8 @@ def _record(record: dict[str, Any]) -> Record:
         None if kernel is None else _integers(*kernel),
         None if stride is None else _integers(*stride),
         tuple(str(name)[:_LONGEST_NAME] for name in channels),
+        _integers(*record.get("cells_per_window", (1, 1))),
+        (record.get("sink") or {}).get("dtype") == "labels",
         state,
     )
 
@@ -199,7 +203,6 @@ def _image(folder: Path, ome: Any, mpp: tuple[float, float] | None) -> Image:
     return Image(
         folder,
         str(image.get("name") or folder.stem)[:_LONGEST_NAME],
-        axes[0] == "c",
         tuple(
             Dataset(
                 _plain(dataset["path"]),

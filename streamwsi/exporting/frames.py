@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .heatmap import DAMAGED, Heatmap, MapLevel
+from ..sinks.cell_types import DAMAGED
+from .heatmap import Heatmap, MapLevel
 from .lattices import Lattice
 
 __all__ = ["Frame", "damage", "values"]

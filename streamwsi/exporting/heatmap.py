@@ -19,12 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CannotOpen, CannotRead, ConfigError
+from ..sinks.cell_types import COMPUTED
 from .documents import Image, Named, Record, read_documents
 from .lattices import Lattice, window_lattice
 
-__all__ = ["COMPUTED", "DAMAGED", "Heatmap", "MapLevel", "open_heatmap"]
-
-COMPUTED, DAMAGED = 1, 2
+__all__ = ["Heatmap", "MapLevel", "open_heatmap"]
 
 #: What is read at once, where chunks allow.
 _BLOCK_BYTES = 16 << 20
@@ -104,9 +103,9 @@ class Heatmap:
         channels: one per channel of the levels.
         labels: the classes of a label image, as far as they are named.
         record: what it was made from, and how far it is.
-        windows: where the windows lie; None where the record does not tell.
-        codes: what became of them, a cell per window around its centre: 0 not computed, 1
-            computed, 2 damaged, 3 left out by a mask; None where `windows` is.
+        windows: where the windows lie that have a code each; None where the cells have one.
+        codes: what became of windows, or of cells, around their centres: 0 not computed, 1
+            computed, 2 damaged, 3 left out by a mask; None where nobody tells.
     """
 
     path: Path
@@ -132,9 +131,9 @@ class Heatmap:
     def codes_at(
         self, xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.uint8]:
-        """The codes of the windows whose centres are nearest, ``(len(ys), len(xs))``.
+        """The codes of what has the nearest centres, ``(len(ys), len(xs))``.
 
-        Where nobody tells about windows, all is computed.
+        Where nobody tells, all is computed.
 
         Args:
             xs: ascending, level-0 pixels.
@@ -190,7 +189,7 @@ def open_heatmap(path: str | Path, label: str | None = None) -> Heatmap:
         )
     try:
         levels = tuple(
-            _level(_open(image.folder / dataset.path), image, dataset.cells, image.folder)
+            _level(_open(image.folder / dataset.path), dataset.cells, image.folder)
             for dataset in image.datasets
         )
         written = _codes(path / "valid")
@@ -198,20 +197,13 @@ def open_heatmap(path: str | Path, label: str | None = None) -> Heatmap:
         raise CannotOpen(f"{path} holds an array that cannot be used: {error}") from error
     if len({(level.shape[0], level.dtype) for level in levels}) > 1:
         raise CannotOpen(f"{path} has levels of several types, or numbers of channels")
-    windows = codes = None
-    if record.kernel and record.stride and written is not None:
-        windows = window_lattice(
-            levels[0].cells, levels[0].shape[1:], written.shape, record.kernel, record.stride
-        )
-        codes = MapLevel(
-            windows.around_centres(), (1, *written.shape), np.dtype(np.uint8), 0, written, path
-        )
+    windows, codes = _windows(levels[0], written, record, path)
     return Heatmap(
         path,
         image.name,
         levels,
-        _channels(image, record, levels[0].shape[0]),
-        dict(image.labels),
+        _channels(image, record, levels[0]),
+        _classes(image, record),
         record,
         windows,
         codes,
@@ -233,6 +225,30 @@ def _open(folder: Path) -> Any:
     return array
 
 
+def _windows(
+    level: MapLevel, written: Any, record: Record, path: Path
+) -> tuple[Lattice | None, MapLevel | None]:
+    """Where windows lie that have a code each, and what the codes are of.
+
+    Maps that are blended have codes for their cells instead.
+
+    Raises:
+        CannotOpen: there are codes for something else.
+    """
+    if written is None:
+        return None, None
+    shape, per_window = level.shape[1:], record.cells
+    each = (written.shape[0] * per_window[0], written.shape[1] * per_window[1])
+    if each == shape and record.kernel and record.stride:
+        windows = window_lattice(level.cells, per_window, record.kernel, record.stride)
+        cells = windows.around_centres()
+    elif written.shape == shape:
+        windows, cells = None, level.cells
+    else:
+        raise CannotOpen(f"{path} has {written.shape} codes for {shape} cells; compute it again")
+    return windows, MapLevel(cells, (1, *written.shape), np.dtype(np.uint8), 0, written, path)
+
+
 def _codes(folder: Path) -> Any:
     """The array of codes; None where there is none."""
     if not (folder / "zarr.json").is_file():
@@ -243,9 +259,9 @@ def _codes(folder: Path) -> Any:
     return array
 
 
-def _level(array: Any, image: Image, cells: Lattice, folder: Path) -> MapLevel:
+def _level(array: Any, cells: Lattice, folder: Path) -> MapLevel:
     dtype = np.dtype(array.dtype)
-    if array.ndim != (3 if image.channelled else 2) or 0 in array.shape:
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"{array.store_path} has the shape {array.shape}")
     if math.prod(array.shape[:-2]) > _MOST_CHANNELS or max(array.shape[-2:]) > _MOST_CELLS:
         raise ValueError(
@@ -255,17 +271,27 @@ def _level(array: Any, image: Image, cells: Lattice, folder: Path) -> MapLevel:
     if dtype.name not in _DTYPES:
         raise ValueError(f"its values are {dtype.name}, not {', '.join(_DTYPES)}")
     missing = None if dtype.kind == "f" else int(array.fill_value)
-    shape = array.shape if image.channelled else (1, *array.shape)
+    shape = array.shape if array.ndim == 3 else (1, *array.shape)
     return MapLevel(cells, shape, dtype, missing, array, folder)
 
 
-def _channels(image: Image, record: Record, count: int) -> tuple[Named, ...]:
+def _channels(image: Image, record: Record, level: MapLevel) -> tuple[Named, ...]:
     """By the omero metadata, else by the record, else numbered."""
+    count = level.shape[0]
     if len(image.channels) == count and all(channel.name for channel in image.channels):
         return image.channels
-    names = record.channels if len(record.channels) == count else tuple(map(str, range(count)))
+    names = ("label",) if level.labelled and count == 1 else tuple(map(str, range(count)))
+    if len(record.channels) == count and not level.labelled:
+        names = record.channels
     colours = [c.colour for c in image.channels] if len(image.channels) == count else [None] * count
     return tuple(Named(name, colour) for name, colour in zip(names, colours, strict=True))
+
+
+def _classes(image: Image, record: Record) -> dict[int, Named]:
+    """The labels' names by the image's metadata, or those of the channels that they stand for."""
+    if image.labels or not record.labelled:
+        return dict(image.labels)
+    return {number: Named(name) for number, name in enumerate(record.channels, 1)}
 
 
 def _read(array: Any, at: tuple[slice, ...], path: Path) -> npt.NDArray[Any]:

@@ -1,7 +1,6 @@
-"""Colours of classes, where nobody has chosen them.
+"""Colours of classes, where nobody has chosen them: as viewers show them, less white.
 
-Labels have those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), which people with
-colour-blindness tell apart; thresholds have steps of inferno, which get lighter as they rise.
+Thresholds have steps of inferno, which get lighter as they rise.
 """
 
 from __future__ import annotations
@@ -9,20 +8,20 @@ from __future__ import annotations
 import numpy as np
 
 from ..pictures import coloured
+from ..sinks.channel_display import PALETTE, hex_colour
 from .documents import Named
 
 __all__ = ["label_colour", "steps"]
 
-_OKABE_ITO = "e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 000000"
+_WHITE = "FFFFFF"
+_COLOURS = [hex_colour(colour) for colour in PALETTE if colour != _WHITE]
 
 
 def label_colour(named: Named | None, label: int) -> tuple[int, int, int]:
-    """The colour that the metadata name for a label, or one of eight."""
+    """The colour that the metadata name for a label, or one of the palette's."""
     if named is not None and named.colour is not None:
         return named.colour
-    colours = _OKABE_ITO.split()
-    r, g, b = bytes.fromhex(colours[label % len(colours)])
-    return r, g, b
+    return _COLOURS[(label - 1) % len(_COLOURS)]
 
 
 def steps(count: int) -> list[tuple[int, int, int]]:

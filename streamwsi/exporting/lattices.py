@@ -70,39 +70,29 @@ class Lattice(NamedTuple):
 
 
 def window_lattice(
-    cells: Lattice,
-    shape: tuple[int, int],
-    windows: tuple[int, int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
+    cells: Lattice, per_window: tuple[int, int], kernel: Sequence[int], stride: Sequence[int]
 ) -> Lattice:
     """The windows that a raster was made from.
 
-    A raster with a cell per window has its cells in the windows' centres, a stride wide. Of one
-    with more cells, a window's first cell lies in its corner, and the cells divide the kernel
-    evenly; how many a window has follows from the raster's size.
+    A raster with one cell per window has it in the window's centre, a stride wide. Windows with
+    several cells lie side by side, and their cells divide them evenly.
 
     Args:
         cells: of the raster.
-        shape: its ``(rows, columns)``.
-        windows: rows and columns of windows.
+        per_window: rows and columns of cells that a window has.
         kernel: width and height of a window, in pixels of the level that was read.
         stride: distance between windows, likewise ``(x, y)``.
     """
-    if shape == windows:
-        sizes = [cells.pitch[a] / stride[a] * kernel[a] for a in (0, 1)]
-        extent = (_snapped(sizes[0]), _snapped(sizes[1]))
-        centre = [cells.origin[a] + cells.pitch[a] / 2 for a in (0, 1)]
-        origin = (_snapped(centre[0] - extent[0] / 2), _snapped(centre[1] - extent[1] / 2))
-        return Lattice(origin, cells.pitch, extent)
-    # The windows of an axis take so many pixels, and the raster so many cells.
-    spans = [(windows[1 - a] - 1) * stride[a] + kernel[a] for a in (0, 1)]
-    per_window = [max(1, round(shape[1 - a] * kernel[a] / spans[a])) for a in (0, 1)]
-    pixel = [cells.pitch[a] * per_window[a] / kernel[a] for a in (0, 1)]
+    if per_window != (1, 1):
+        down, across = per_window
+        extent = (_snapped(cells.pitch[0] * across), _snapped(cells.pitch[1] * down))
+        return Lattice(cells.origin, extent, extent)
+    sizes = [cells.pitch[a] / stride[a] * kernel[a] for a in (0, 1)]
+    centre = [cells.origin[a] + cells.pitch[a] / 2 for a in (0, 1)]
     return Lattice(
-        cells.origin,
-        (_snapped(pixel[0] * stride[0]), _snapped(pixel[1] * stride[1])),
-        (_snapped(pixel[0] * kernel[0]), _snapped(pixel[1] * kernel[1])),
+        (_snapped(centre[0] - sizes[0] / 2), _snapped(centre[1] - sizes[1] / 2)),
+        cells.pitch,
+        (_snapped(sizes[0]), _snapped(sizes[1])),
     )
 
 

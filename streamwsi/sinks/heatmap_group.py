@@ -45,7 +45,12 @@ class HeatmapGroup(ZarrGroup):
             paths: of its levels; level 0 alone where none is given.
         """
         self.attributes = {"ome": image.ome(paths)}
-        self.told = {"channels": image.channels}
+        window = image.cells.window
+        self.told = {
+            "channels": image.channels,
+            # Who reads the heatmap cannot tell a map's cells from windows otherwise.
+            "cells_per_window": [window.height, window.width],
+        }
         self._labels = image.labels(paths)
 
     def save_image(self) -> None:

@@ -26,9 +26,14 @@ def sunk(tmp_path: Path) -> MakeHeatmap:
     """Write values ``(windows, C[, h, w])`` of a plan by the sink itself."""
 
     async def write(
-        plan: Any, values: Array, valid: Array | None, chunk: int, stop: int, channels: list[str]
+        plan: Any,
+        values: Array,
+        valid: Array | None,
+        stop: int,
+        channels: list[str],
+        settings: dict[str, Any],
     ) -> Path:
-        sink = HeatmapZarr(tmp_path / "heatmaps", chunk)
+        sink = HeatmapZarr(tmp_path / "heatmaps", **settings)
         made = recipe(plan, sink, **({"channels": channels} if channels else {}))
         async with sink.open(plan, made, overwrite=True) as writer:
             pieces = stream(plan, values, valid=valid, stop=stop)
@@ -43,12 +48,12 @@ def sunk(tmp_path: Path) -> MakeHeatmap:
         values: Array,
         *,
         valid: Array | None = None,
-        chunk: int = 256,
         stop: int | None = None,
         channels: Sequence[str] = (),
+        **settings: Any,
     ) -> Path:
         end = plan.count if stop is None else stop
-        return anyio.run(write, plan, values, valid, chunk, end, [*channels])
+        return anyio.run(write, plan, values, valid, end, [*channels], settings)
 
     return sink
 
@@ -123,6 +128,22 @@ def group(tmp_path: Path) -> MakeHeatmap:
             array[:] = level
         store.create_array("valid", shape=windows.shape, dtype="uint8", fill_value=0)[:] = windows
         return path
+
+    return make
+
+
+@pytest.fixture
+def sparse(group: MakeHeatmap) -> Callable[..., tuple[Path, Any]]:
+    """A large map without codes that holds nothing yet, and its array."""
+
+    def make(
+        rows: int, columns: int, chunks: tuple[int, int, int], **settings: Any
+    ) -> tuple[Path, Any]:
+        path = group([np.zeros((1, 4, 4), np.float32)], **settings)
+        (path / "valid" / "zarr.json").unlink()
+        shape = (1, rows, columns)
+        how: dict[str, Any] = {"dtype": "float32", "fill_value": np.nan, "overwrite": True}
+        return path, zarr.create_array(str(path / "0"), shape=shape, chunks=chunks, **how)
 
     return make
 

@@ -111,7 +111,8 @@ def test_rings_have_corners_only_and_turn_as_geojson_wants() -> None:
 
 
 def test_each_hole_belongs_to_the_smallest_region_around_it() -> None:
-    found = {int(polygon(o).area): len(o.holes) for o in outlines(rows(NESTED), [])}
+    mask = np.pad(rows(NESTED), ((0, 1), (0, 0)))  # so that all end in one band
+    found = {int(polygon(o).area): len(o.holes) for o in outlines(mask, [])}
     assert found == {81 - 49: 1, 25 - 9: 1, 1: 0}
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import shapely
-import zarr
 
 from streamwsi.errors import CannotRead, ConfigError
 from streamwsi.exporting import export_geojson, geojson, heatmap
@@ -192,21 +191,13 @@ def test_without_shapely_the_extra_is_named(
 
 
 def test_memory_does_not_grow_with_the_map(
-    group: MakeHeatmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sparse: Callable[..., tuple[Path, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """5.2 million cells with a region in every chunk, in blocks of a tenth of a megabyte."""
     monkeypatch.setattr(heatmap, "_BLOCK_BYTES", 100_000)
     monkeypatch.setattr(geojson, "_BAND_CELLS", 50_000)
     monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
-    path = group([np.zeros((1, 4, 4), np.float32)])
-    array = zarr.create_array(
-        str(path / "0"),
-        shape=(1, 2600, 2000),
-        chunks=(1, 100, 200),
-        dtype="float32",
-        fill_value=np.nan,
-        overwrite=True,
-    )
+    path, array = sparse(2600, 2000, (1, 100, 200))
     for row in range(50, 2600, 100):
         array[0, row : row + 9] = np.tile(np.arange(2000) % 200 < 9, (9, 1))
     tracemalloc.start()

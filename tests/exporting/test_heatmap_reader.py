@@ -74,25 +74,42 @@ def test_cells_of_maps_share_their_window(sunk: MakeHeatmap, shape: tuple[int, i
     assert opened.windows == Lattice((4, 6), (20, 24), (20, 24))
 
 
-def test_windows_of_merged_maps_follow_from_the_raster(group: MakeHeatmap) -> None:
+def test_blended_maps_have_a_code_for_each_cell(sunk: MakeHeatmap) -> None:
     """Windows of 16 pixels every 4, with cells of 2 pixels, on a level 4 times as coarse."""
-    windows = np.ones((5, 7), np.uint8)
-    rows, columns = (4 * 4 + 16) // 2, (6 * 4 + 16) // 2
-    path = group(
-        [np.zeros((1, rows, columns), np.float32)],
-        pitch=(8.0, 8.0),
-        valid=windows,
-        kernel=16,
-        stride=4,
-    )
-    opened = open_heatmap(path)
-    assert opened.windows == Lattice((0, 0), (16, 16), (64, 64))
-    windows[2, 3] = 2
-    zarr.open_array(str(path / "valid"))[:] = windows
-    opened = open_heatmap(path)
-    # Its centre is at x 3 · 16 + 32, y 2 · 16 + 32.
-    codes = opened.codes_at(np.array([71.9, 72.1, 87.9, 88.1]), np.array([55.9, 56.1, 71.9, 72.1]))
-    assert codes.tolist() == [[1, 1, 1, 1], [1, 2, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1]]
+    plan = grid_plan(Grid(Size(47, 43), Size(16, 16), Size(4, 4)), downsample=4.0)
+    values = np.ones((plan.count, 1, 8, 8), np.float32)
+    valid = np.ones(plan.count, np.bool_)
+    valid[0] = False
+    values[0] = np.nan
+    opened = open_heatmap(sunk(plan, values, valid=valid))
+    assert opened.windows is None
+    assert opened.codes is not None
+    assert opened.levels[0].cells == opened.codes.cells == Lattice((0, 0), (8, 8), (8, 8))
+    # Of the first window, only the cells that no other one reaches are lost: two by two.
+    codes = opened.codes_at(np.arange(4, 40, 8.0), np.arange(4, 40, 8.0))
+    wanted = np.ones((5, 5))
+    wanted[:2, :2] = 2
+    np.testing.assert_array_equal(codes, wanted)
+
+
+def test_labels_stand_for_channels(sunk: MakeHeatmap) -> None:
+    plan = grid_plan(Grid(Size(40, 30), Size(10, 10), Size(5, 5)))
+    values = np.zeros((plan.count, 3, 2, 2), np.float32)
+    values[:, 1] = 1
+    opened = open_heatmap(sunk(plan, values, dtype="labels", channels=["a", "b", "c"]))
+    level = opened.levels[0]
+    assert level.shape == (1, 6, 8)
+    assert level.dtype == np.uint8
+    assert level.missing == 0
+    assert opened.channels == (Named("label"),)
+    assert [opened.labels[n].name for n in (1, 2, 3)] == ["a", "b", "c"]
+    assert (level.read(slice(0, 1), slice(0, 6), slice(0, 8)) == 2).all()
+
+
+def test_codes_of_something_else_are_refused(group: MakeHeatmap) -> None:
+    path = group([np.ones((1, 4, 4), np.float32)], valid=np.ones((3, 4), np.uint8))
+    with pytest.raises(CannotOpen, match=r"has \(3, 4\) codes for \(4, 4\) cells"):
+        open_heatmap(path)
 
 
 def test_types_levels_names_and_shards_are_read(group: MakeHeatmap) -> None:
@@ -238,9 +255,9 @@ def wrong(path: Path, change: Change, kind: str) -> None:
     elif kind == "complex numbers":
         shutil.rmtree(path / "0")
         zarr.create_array(str(path / "0"), shape=(1, 4, 4), dtype="complex64")
-    elif kind == "two dimensions":
+    elif kind == "one dimension":
         shutil.rmtree(path / "0")
-        zarr.create_array(str(path / "0"), shape=(4, 4), dtype="float32")
+        zarr.create_array(str(path / "0"), shape=(4,), dtype="float32")
     elif kind == "huge chunks":
         shutil.rmtree(path / "0")
         big = (1, 10**5, 10**5)
@@ -267,7 +284,7 @@ def _transform(kind: str, values: list[float]) -> list[dict[str, Any]]:
     """no record, record of another kind, no state, no slide, no size, huge size, no image,
     no levels, too many levels, other axes, other unit, no mpp, no scale, scale 0,
     infinite translation, affine, path outside, array missing, no JSON, array no JSON,
-    complex numbers, two dimensions, huge chunks, too many cells, too many channels,
+    complex numbers, one dimension, huge chunks, too many cells, too many channels,
     codes of another type""".replace("\n", "").split(","),
 )
 def test_what_cannot_be_used_is_refused_in_one_sentence(

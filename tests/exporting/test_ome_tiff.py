@@ -175,20 +175,12 @@ def test_a_damaged_chunk_leaves_nothing_behind(group: MakeHeatmap, tmp_path: Pat
 
 
 def test_memory_does_not_grow_with_the_map(
-    group: MakeHeatmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sparse: Callable[..., tuple[Path, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pyramids, "_STRIP_BYTES", 256 << 10)
     monkeypatch.setattr(ome_tiff, "_BUFFER_BYTES", 1 << 20)
     monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
-    path = group([np.zeros((1, 4, 4), np.float32)])
-    wide = zarr.create_array(
-        str(path / "0"),
-        shape=(1, 3000, 2500),
-        chunks=(1, 256, 256),
-        dtype="float32",
-        fill_value=np.nan,
-        overwrite=True,
-    )
+    path, wide = sparse(3000, 2500, (1, 256, 256))
     wide[0, 2990:, 2490:] = 1
     tracemalloc.start()
     try:

@@ -12,7 +12,6 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pytest
-import zarr
 
 from streamwsi.errors import CannotOpen, ConfigError
 from streamwsi.exporting import export_png, figures, frames, heatmap
@@ -235,19 +234,11 @@ def test_without_matplotlib_the_extra_is_named(
 
 
 def test_memory_does_not_grow_with_the_map(
-    group: MakeHeatmap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sparse: Callable[..., tuple[Path, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heatmap, "_BLOCK_BYTES", 256 << 10)
     monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
-    path = group([np.zeros((1, 4, 4), np.float32)], size=(24000, 20000))
-    wide = zarr.create_array(
-        str(path / "0"),
-        shape=(1, 2500, 3000),
-        chunks=(1, 256, 256),
-        dtype="float32",
-        fill_value=np.nan,
-        overwrite=True,
-    )
+    path, wide = sparse(2500, 3000, (1, 256, 256), size=(24000, 20000))
     wide[0, 2400:, 2900:] = 1
     frame = Frame(120, 100, (200.0, 200.0))
     opened = open_heatmap(path)

@@ -10,7 +10,7 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError
+from ..errors import CannotOpen, ConfigError
 from .documents import Named
 from .figures import Scale, blended, colour_map, draw, require_matplotlib, stripes
 from .frames import Frame, damage, values
@@ -87,7 +87,7 @@ def export_png(
         if found is None:
             frame, picture = white_picture(opened, max_size)
         else:
-            frame, picture = anyio.run(slide_picture, opened, found, source or _source(), max_size)
+            frame, picture = _thumbnail(opened, found, source or _source(), max_size)
         plane = values(opened, number, frame)
         damaged = damage(opened, frame) & np.isnan(plane)
         opacity = 1.0 if found is None else alpha
@@ -100,11 +100,12 @@ def export_png(
         picture = blended(picture, coloured, ~np.isnan(plane), opacity)
         picture[damaged] = stripes(frame.height, frame.width)[damaged]
         pixel, unit = _pixel(opened, frame)
+        name = opened.channels[number].name
         draw(
             made,
             picture,
             title=opened.name,
-            axis=opened.channels[number].name,
+            axis=name if not name.isdecimal() else f"channel {name}",
             scale=scale,
             pixel=pixel,
             unit=unit,
@@ -122,6 +123,18 @@ def _check(alpha: float, value_range: tuple[float, float] | None, max_size: int)
         low, high = value_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ConfigError(f"the range {low:g} to {high:g} must be finite, and ascend")
+
+
+def _thumbnail(heatmap: Heatmap, slide: Path, source: Source, most: int) -> tuple[Frame, Picture]:
+    try:
+        return anyio.run(slide_picture, heatmap, slide, source, most)
+    except CannotOpen as error:
+        if not slide.is_dir():
+            raise
+        raise CannotOpen(
+            f"{slide} holds no {heatmap.record.slide}, the slide of {heatmap.path}, and is no "
+            "slide itself; name the slide, or leave it out with --no-slide"
+        ) from error
 
 
 def _source() -> Source:

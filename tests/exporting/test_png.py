@@ -183,6 +183,8 @@ def test_slides_are_found_beside_the_heatmap_or_where_they_are_said_to_be(
     # What cannot be opened is told; without the slide there is no need to.
     with pytest.raises(CannotOpen):
         export_png(opened.path, tmp_path / "a.png")
+    with pytest.raises(CannotOpen, match=r"far holds no a.svs, the slide of .*, and is no slide"):
+        export_png(opened.path, tmp_path / "a.png", slide=far)
     assert not (tmp_path / "a.png").exists()
     assert export_png(opened.path, tmp_path / "a.png", plain=True, max_size=64) is None
 

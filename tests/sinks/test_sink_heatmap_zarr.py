@@ -191,6 +191,7 @@ async def test_the_group_says_what_it_was_made_from(tmp_path: Path) -> None:
             "dtype": "float32",
         },
         "channels": ["tumour", "stroma"],
+        "cells_per_window": [1, 1],
         "state": {"complete": True, "pieces": 4, "total": 4, "invalid": 1},
     }
     assert (await anyio.to_thread.run_sync(lambda: zarr.open_group(path, mode="r").attrs)).keys()

@@ -220,7 +220,9 @@ class _Writer(ResumableWriter):
         assert self._image is not None
         assert self._store is not None
         labels = self._sink.dtype == "labels"
-        paths = await build_pyramid(self._store, self._image.path, labels=labels)
+        paths = await _zarr_arrays().in_a_loop_of_its_own(
+            build_pyramid, self._store, self._image.path, labels=labels
+        )
         self._group.show(self._image, *paths)
         await anyio.to_thread.run_sync(self._group.save_labels)
 

@@ -1,17 +1,19 @@
-"""zarr arrays that are written durably, block by block, inside the event loop.
+"""zarr arrays that are written durably, block by block.
 
-Only zarr's asynchronous interface is used: its synchronous one runs an event loop of its own.
+Only zarr's asynchronous interface is used: its synchronous one keeps an event loop in a thread
+that nobody ends.
 Importing this module imports zarr; `streamwsi.sinks.heatmap_zarr` does so when it writes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -35,11 +37,13 @@ __all__ = [
     "Front",
     "create_array",
     "decoding",
+    "in_a_loop_of_its_own",
     "open_array",
     "store_cells",
 ]
 
 AnyArray = AsyncArray[Any]
+T = TypeVar("T")
 
 #: Beyond this, values are copied in a thread.
 _QUICK_BYTES = 1 << 20
@@ -198,8 +202,30 @@ async def store_cells(
     channel axis one channel, or ``(rows, columns)``."""
     if values.ndim > array.ndim:
         values = values[0]
+    selection = (slice(None),) * (array.ndim - 2) + cells
     async with decoding(array):
-        await array.setitem((slice(None),) * (array.ndim - 2) + cells, values)
+        await in_a_loop_of_its_own(array.setitem, selection, values)
+
+
+async def in_a_loop_of_its_own(
+    function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any
+) -> T:
+    """Call and await a function of zarr's in a thread.
+
+    zarr compares and copies chunks between its awaits, more than half of the time that storing a
+    map takes: reading and inference would wait for that in this loop.
+    """
+
+    async def whole() -> T:
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            # Where one chunk fails, zarr leaves the others to themselves: none goes on behind us.
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            if others:
+                await asyncio.wait(others)
+
+    return await anyio.to_thread.run_sync(lambda: asyncio.run(whole()))
 
 
 async def create_array(

@@ -41,6 +41,7 @@ __all__ = [
     "StreamwsiError",
     "UnknownStage",
     "WorkerDied",
+    "first_line",
 ]
 
 
@@ -121,3 +122,9 @@ class WorkerDied(StreamwsiError):
 
 class ContractBroken(StreamwsiError):
     """A stage broke a rule of `streamwsi.stages`; the message names the rule."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the pages that some libraries add to it."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """A pipeline: one stage of each role, as a value; to and from TOML.
 
-In TOML a stage is a table whose ``type`` is the name of its entry point and whose other keys
-are the dataclass's fields::
+In TOML each stage is a table, whose ``type`` is the name of its entry point and whose other keys
+are the dataclass's fields; stages that hold others have tables in tables (`stage_tables`)::
 
     [sampler]
     type = "sliding-window"
@@ -10,16 +10,13 @@ are the dataclass's fields::
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from . import plugins
 from .errors import ConfigError, StageMismatch
+from .stage_tables import read_stage, stage_lines
 from .stages import Processor, Sampler, Sink, Source
 
 __all__ = ["Pipeline", "from_toml", "to_toml"]
@@ -69,6 +66,9 @@ _METHODS = {
 def from_toml(text: str | Path) -> Pipeline[Any]:
     """A pipeline from TOML text, or from a file where a `Path` is given.
 
+    Functions that it names (``"package.module:function"``) are imported: read a stranger's
+    pipeline before you load it. Paths in it are relative to the current folder.
+
     Raises:
         ConfigError: the TOML is not a pipeline; the message names the key.
     """
@@ -81,27 +81,7 @@ def from_toml(text: str | Path) -> Pipeline[Any]:
     if unknown or missing:
         problem = f"does not know {unknown[0]!r}" if unknown else f"lacks [{missing[0]}]"
         raise ConfigError(f"a pipeline's TOML has the tables {', '.join(_METHODS)}; it {problem}")
-    return Pipeline(**{role: _stage(role, tables[role]) for role in _METHODS})
-
-
-def _stage(role: str, table: Any) -> Any:
-    if not isinstance(table, dict) or not isinstance(table.get("type"), str):
-        raise ConfigError(f"[{role}] needs a type, the name of an installed {role}")
-    stage = plugins.load(role, table["type"])
-    names = [f.name for f in dataclasses.fields(stage) if f.init]
-    for key in set(table) - {"type"} - set(names):
-        near = difflib.get_close_matches(key, names, 1, 0.0)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"[{role}] {table['type']} has no field {key!r}{hint}")
-    fields = {key: _frozen(value) for key, value in table.items() if key != "type"}
-    try:
-        return stage(**fields)
-    except TypeError as error:
-        raise ConfigError(f"[{role}] {table['type']}: {error}") from error
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return Pipeline(**{role: read_stage(role, tables[role], role) for role in _METHODS})
 
 
 def to_toml(pipeline: Pipeline[Any]) -> str:
@@ -109,34 +89,9 @@ def to_toml(pipeline: Pipeline[Any]) -> str:
 
     Raises:
         ConfigError: a stage is not installed by an entry point, or a field holds an object
-            (a model, a function) that TOML cannot name.
+            (a model, an array, a lambda) that TOML cannot name; the message names the field.
     """
-    lines = []
+    lines: list[str] = []
     for role in _METHODS:
-        stage = getattr(pipeline, role)
-        lines += [f"[{role}]", f"type = {_toml(plugins.name_of(role, type(stage)), role)}"]
-        for field in dataclasses.fields(stage):
-            value = getattr(stage, field.name)
-            if field.init and value != _default(field):
-                lines.append(f"{field.name} = {_toml(value, f'{role}.{field.name}')}")
-        lines.append("")
+        lines += [*stage_lines(role, getattr(pipeline, role), role), ""]
     return "\n".join(lines)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is dataclasses.MISSING:
-        return field.default
-    return field.default_factory()
-
-
-def _toml(value: Any, where: str) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str | Path):
-        # JSON's escapes are TOML's; only DEL must be escaped here and need not be there.
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(_toml(item, where) for item in value)}]"
-    raise ConfigError(f"{where} holds {value!r}, which TOML cannot name")

@@ -1,5 +1,5 @@
 """Stages by name: entry points of the groups ``streamwsi.sources``, ``….samplers``,
-``….processors`` and ``….sinks``.
+``….processors`` and ``….sinks``; and ``….masks``, which samplers are made with.
 
 The entry point's object is the stage's frozen dataclass. Built-in stages come by the same
 road. Listing imports nothing; loading imports one stage, so that a broken plugin hurts only
@@ -16,7 +16,7 @@ from .errors import AmbiguousStage, StageLoadError, UnknownStage
 
 __all__ = ["ROLES", "InstalledStage", "installed", "load", "name_of"]
 
-ROLES = ("source", "sampler", "processor", "sink")
+ROLES = ("source", "sampler", "mask", "processor", "sink")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class InstalledStage:
     """A stage that an installed distribution offers.
 
     Attributes:
-        role: ``source``, ``sampler``, ``processor`` or ``sink``.
+        role: ``source``, ``sampler``, ``mask``, ``processor`` or ``sink``.
         name: kebab-case.
         distribution: who offers it.
         version: of the distribution.

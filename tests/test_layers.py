@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "streamwsi"
 # Each of these may import those before it.
-ENGINE = ["lazy_imports", "errors", "boxes", "geometry", "limits", "slides", "manifests"]
-ENGINE += ["resolutions"]
+ENGINE = ["lazy_imports", "errors", "functions", "boxes", "geometry", "limits", "slides"]
+ENGINE += ["manifests"]
 ENGINE += [
+    "resolutions",
     "chunks",
     "values",
     "resampling",
@@ -22,20 +23,9 @@ ENGINE += [
     "zygote",
     "paces",
     "workers",
-    "stages",
-    "reports",
 ]
-ENGINE += [
-    "links",
-    "batches",
-    "touched",
-    "budgets",
-    "resampled_readers",
-    "lanes",
-    "plugins",
-    "pipelines",
-    "runs",
-]
+ENGINE += ["stages", "reports", "links", "batches", "touched", "budgets", "resampled_readers"]
+ENGINE += ["lanes", "plugins", "stage_tables", "pipelines", "runs"]
 ENGINE += ["mixing", "slots", "streams", "torch_dataset"]
 VALUES, FRAME = ENGINE[: ENGINE.index("blocks")], ENGINE[: ENGINE.index("links")]
 FORMATS = ["pdmcsv", "heatmaps", "blending", "mosaics", "tissue"]

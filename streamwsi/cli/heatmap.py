@@ -256,7 +256,7 @@ def _processor(transform: str | None, **settings: Any) -> Processor[Any]:
 
 
 def _transformed(processor: Processor[Any], transform: str) -> Processor[Any]:
-    from streamwsi.processors.callables import function_named
+    from streamwsi.functions import function_named
     from streamwsi.processors.transformed import Transformed
 
     try:

@@ -35,20 +35,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..chunks import Batch, Pieces, Plan
-from ..errors import CannotProcess, ConfigError, ContractBroken, StreamwsiError
+from ..errors import CannotProcess, ConfigError, ContractBroken, StreamwsiError, first_line
 from ..values import ValueType
 from ..workers import Workers
 
-__all__ = ["BatchProcessor", "RunningBatchProcessor", "first_line"]
+__all__ = ["BatchProcessor", "RunningBatchProcessor"]
 
 V = TypeVar("V", covariant=True)
 WindowBytes = Callable[[tuple[int, ...], np.dtype[Any]], int]
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, without the pages that some libraries add to it."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 class RunningBatchProcessor(Generic[V]):

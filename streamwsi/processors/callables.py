@@ -1,4 +1,4 @@
-"""Functions of the user's: how they are found, what they are called, what identifies them.
+"""Functions of the user's: what they are called, what identifies them, what they return.
 
 An output on disk may be completed only by what began it, so that a function has to be told from
 its former self: `described` gives its name and a digest of its source text. What the function
@@ -9,33 +9,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError
-from .base import first_line
+from ..errors import ConfigError, first_line
 
 __all__ = [
     "as_array",
-    "attribute",
     "checked_config",
-    "current_folder_importable",
     "described",
-    "function_named",
     "name_of",
 ]
 
-_NAME = re.compile(r"([^\W\d][\w.]*):([^\W\d][\w.]*)")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -70,54 +61,6 @@ def _digest(function: Callable[..., Any]) -> str | None:
     except (OSError, TypeError):
         return None
     return hashlib.sha256(source.encode()).hexdigest()
-
-
-def attribute(module: str, qualname: str) -> Any:
-    """What a dotted name in a module stands for.
-
-    Raises:
-        ImportError: the module cannot be imported.
-        AttributeError: it has no such name.
-    """
-    return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
-
-
-def function_named(text: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names; also found in the current folder.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    match = _NAME.fullmatch(text)
-    if match is None:
-        raise ConfigError(f"{text!r} does not name a function: write package.module:function")
-    with current_folder_importable():
-        try:
-            found = attribute(match[1], match[2])
-        except ModuleNotFoundError as error:
-            raise ConfigError(f"{text}: there is no module {error.name}") from error
-        except AttributeError as error:
-            raise ConfigError(f"{text}: {first_line(error)}") from error
-        except Exception as error:
-            raise ConfigError(
-                f"{text}: importing {match[1]} failed: {type(error).__name__}: {first_line(error)}"
-            ) from error
-    if not callable(found):
-        raise ConfigError(f"{text} is no function but a {type(found).__qualname__}")
-    return found  # type: ignore[no-any-return]
-
-
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """A console script's ``sys.path`` lacks the folder that the user stands in."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(folder)
 
 
 def as_array(value: Any) -> npt.NDArray[Any] | None:

@@ -32,8 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CannotProcess, ConfigError
-from .base import first_line
+from ..errors import CannotProcess, ConfigError, first_line
 from .exported_graphs import Guard, Refused, vetted_graph, vetted_guard
 
 __all__ = ["ExportedModel", "load_exported"]

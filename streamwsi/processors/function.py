@@ -76,13 +76,15 @@ class FunctionProcessor(Generic[V]):
         ConfigError: a setting makes no sense.
     """
 
-    function: Function
+    function: Function = field(metadata={"role": "function"})
     _: KW_ONLY
     batch_size: int = 32
     where: Where | None = None
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.function, FunctionProcessor):
+            self._undecorate(self.function)
         if not callable(self.function):
             raise ConfigError(f"{self.function!r} cannot be a processor: it is not a function")
         if self.batch_size < 1:
@@ -98,6 +100,24 @@ class FunctionProcessor(Generic[V]):
             )
         object.__setattr__(self, "where", where)
         object.__setattr__(self, "config", checked_config(self.config))
+
+    def _undecorate(self, decorated: FunctionProcessor[Any]) -> None:
+        """Take the function of a processor that a decorator made; the settings must agree."""
+        function = decorated.function
+        mine: FunctionProcessor[Any] = FunctionProcessor(
+            function, batch_size=self.batch_size, where=self.where, config=self.config
+        )
+        differing = [
+            f"{name} = {getattr(decorated, name)!r}"
+            for name in ("batch_size", "where", "config")
+            if getattr(mine, name) != getattr(decorated, name)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{name_of(function)} is decorated with {' and '.join(differing)}; give that here "
+                "as well"
+            )
+        object.__setattr__(self, "function", function)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To its module a decorated function is this processor: pickle cannot find the function.

@@ -17,10 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..chunks import Batch, Pixels, Placement
-from ..errors import CannotProcess, ConfigError, ContractBroken, StreamwsiError, WorkerDied
+from ..errors import (
+    CannotProcess,
+    ConfigError,
+    ContractBroken,
+    StreamwsiError,
+    WorkerDied,
+    first_line,
+)
+from ..functions import attribute
 from ..workers import Workers
-from .base import first_line
-from .callables import as_array, attribute, name_of
+from .callables import as_array, name_of
 
 __all__ = ["ByName", "Call", "CopiedBatch", "Function", "in_workers"]
 

@@ -19,10 +19,9 @@ import numpy.typing as npt
 import torch
 
 from ..chunks import Batch
-from ..errors import CannotProcess, ConfigError, StreamwsiError
+from ..errors import CannotProcess, ConfigError, StreamwsiError, first_line
 from ..values import ValueType
 from .activations import PeakOfTensors
-from .base import first_line
 from .device_chunks import DeviceChunks
 from .model_inputs import InputBuffer
 from .model_outputs import Choice

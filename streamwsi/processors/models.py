@@ -33,9 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .base import first_line
-from .callables import current_folder_importable
+from ..errors import ConfigError, first_line
+from ..functions import current_folder_importable
 from .exported_programs import load_exported
 from .hematoxylin import VERSION, Hematoxylin
 from .model_files import kind_of, sha256_of

@@ -24,7 +24,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -60,8 +60,10 @@ class Together:
         ConfigError: no processor is given, or only some have names.
     """
 
-    processors: tuple[Processor[Any], ...]
-    names: tuple[str, ...]
+    processors: tuple[Processor[Any], ...] = field(
+        metadata={"role": "processor", "several": "named"}
+    )
+    names: tuple[str, ...] = field(init=False, repr=False)
 
     def __init__(self, *processors: Processor[Any], **named: Processor[Any]) -> None:
         if not processors and not named:

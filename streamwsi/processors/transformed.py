@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -30,12 +30,11 @@ import anyio.to_thread
 import numpy as np
 
 from ..chunks import Batch, BigChunk, Pieces, Pixels, Placement, Plan, Region
-from ..errors import CannotProcess, ConfigError, StreamwsiError
+from ..errors import CannotProcess, ConfigError, StreamwsiError, first_line
 from ..geometry import Box
 from ..stages import HoldsBuffers, Processor, RunningProcessor, TellsValues
 from ..values import ValueType
 from ..workers import Workers
-from .base import first_line
 from .callables import as_array, described, name_of
 from .model_outputs import each_output
 
@@ -67,9 +66,9 @@ class Transformed(Generic[V]):
         ConfigError: neither function is given, or one cannot be called.
     """
 
-    processor: Processor[V]
-    window: Transform | None = None
-    batch: Transform | None = None
+    processor: Processor[V] = field(metadata={"role": "processor"})
+    window: Transform | None = field(default=None, metadata={"role": "function"})
+    batch: Transform | None = field(default=None, metadata={"role": "function"})
 
     def __post_init__(self) -> None:
         if self.window is None and self.batch is None:

@@ -184,8 +184,8 @@ class Masked:
         SlideError: when planning: no window is kept.
     """
 
-    sampler: Sampler
-    mask: Mask | MaskSource | npt.NDArray[np.bool_]
+    sampler: Sampler = field(metadata={"role": "sampler"})
+    mask: Mask | MaskSource | npt.NDArray[np.bool_] = field(metadata={"role": "mask"})
     fraction: float = 0.05
 
     def __post_init__(self) -> None:

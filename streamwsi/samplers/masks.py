@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,7 @@ class ArrayMask:
     origin: Mapping[str, Any] = field(default_factory=dict)
     extent: tuple[float, float] | None = None
     _digest: str = field(init=False, repr=False)
+    toml_hint: ClassVar[str] = "save its pixels as a PNG and give FileMask(path)"
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 2 or self.pixels.size == 0:

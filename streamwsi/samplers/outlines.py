@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,8 @@ class Outlines:
         area: shapely's geometry, in level-0 pixels.
         digest: of the file it came from.
     """
+
+    toml_hint: ClassVar[str] = "give FileMask(path) itself"
 
     name: str
     area: Any

@@ -32,8 +32,10 @@ class PerSlide:
         samplers: the others, by the slide's id.
     """
 
-    default: Sampler
-    samplers: Mapping[str, Sampler] = field(default_factory=dict, hash=False)
+    default: Sampler = field(metadata={"role": "sampler"})
+    samplers: Mapping[str, Sampler] = field(
+        default_factory=dict, hash=False, metadata={"role": "sampler", "several": "mapping"}
+    )
 
     @classmethod
     def of(cls, slides: Iterable[Listed], make: Callable[..., Sampler]) -> PerSlide:

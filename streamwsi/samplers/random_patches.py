@@ -57,10 +57,10 @@ class RandomPatches:
 
     count: int
     kernel_size: int | tuple[int, int] = 256
-    level: Resolution | None = None
+    level: Resolution | None = field(default=None, metadata={"role": "function"})
     seed: int = 0
     weights: npt.NDArray[Any] | Callable[[Slide], npt.NDArray[Any]] | None = field(
-        default=None, compare=False
+        default=None, compare=False, metadata={"role": "function"}
     )
     mpp: float | None = None
     tolerance: float = 0.02

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -111,7 +111,7 @@ class SlidingWindow:
 
     kernel_size: int | tuple[int, int] = 256
     stride: int | tuple[int, int] | None = None
-    level: Resolution | None = None
+    level: Resolution | None = field(default=None, metadata={"role": "function"})
     mpp: float | None = None
     power: float | None = None
     tolerance: float = 0.02

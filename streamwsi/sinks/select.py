@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Select:
         output: the output's name, or its number where it has none.
     """
 
-    sink: Sink[Any]
+    sink: Sink[Any] = field(metadata={"role": "sink"})
     output: str | int
 
     @property

@@ -28,7 +28,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -56,7 +56,7 @@ class Tee(Generic[V]):
         ConfigError: no sink is given.
     """
 
-    sinks: tuple[Sink[V], ...]
+    sinks: tuple[Sink[V], ...] = field(metadata={"role": "sink", "several": "list"})
 
     def __init__(self, *sinks: Sink[V]) -> None:
         if not sinks:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import stat
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio.to_thread
@@ -35,7 +35,7 @@ class FirstOf:
         ConfigError: there are none.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[Source, ...] = field(metadata={"role": "source", "several": "list"})
 
     def __post_init__(self) -> None:
         if not self.sources:

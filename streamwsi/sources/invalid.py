@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Filled:
             is opened, does not fit its pixels.
     """
 
-    source: Source
+    source: Source = field(metadata={"role": "source"})
     colour: tuple[float, ...] = (255, 255, 255)
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Strict:
         source: opens the slides.
     """
 
-    source: Source
+    source: Source = field(metadata={"role": "source"})
 
     @property
     def config(self) -> Mapping[str, Any]:

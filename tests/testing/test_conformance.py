@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -19,13 +21,15 @@ from torch import Tensor, nn
 
 from streamwsi.chunks import Batch, BigChunk, Pieces, Plan, Receipt, SmallChunks
 from streamwsi.geometry import Box, Size
-from streamwsi.processors import TorchModule
-from streamwsi.samplers import SlidingWindow
+from streamwsi.processors import FunctionProcessor, Together, TorchModule, Transformed
+from streamwsi.samplers import ArrayMask, FileMask, Masked, PerSlide, SlidingWindow, TissueMask
 from streamwsi.samplers.sliding_window import windows_of
-from streamwsi.sinks import FeaturesHdf5, FeaturesZarr, HeatmapZarr, Pdmcsv
+from streamwsi.sinks import FeaturesHdf5, FeaturesZarr, HeatmapZarr, Pdmcsv, Tee
 from streamwsi.slides import Pyramid, PyramidLevel, Slide, SlideRef
 from streamwsi.sources import MemorySource, TiffSource
 from streamwsi.testing.conformance import (
+    MaskCase,
+    MaskConformance,
     ProcessorCase,
     ProcessorConformance,
     SamplerCase,
@@ -92,6 +96,61 @@ class TestSlidingWindow(SamplerConformance):
         return SamplerCase(request.param, *sampled())
 
 
+MASK = np.zeros((150, 110), np.bool_)
+MASK[20:130, 31:90] = True
+MASK[50:60, 40:77] = False
+
+
+class TestMasked(SamplerConformance):
+    """The kit asks for plans of samplers that see no pixels: a mask that is there already."""
+
+    @pytest.fixture(params=[0.05, 0.7])
+    def case(self, request: pytest.FixtureRequest) -> SamplerCase:
+        return SamplerCase(Masked(SlidingWindow(20, 9), MASK, request.param), *sampled())
+
+
+class TestPerSlide(SamplerConformance):
+    @pytest.fixture(params=[{"a": SlidingWindow((7, 30), (16, 31))}, {"b": SlidingWindow(33)}])
+    def case(self, request: pytest.FixtureRequest) -> SamplerCase:
+        return SamplerCase(PerSlide(SlidingWindow(20, 9), request.param), *sampled())
+
+
+class TestArrayMask(MaskConformance):
+    @pytest.fixture
+    def case(self) -> MaskCase:
+        return MaskCase(ArrayMask(MASK), LEVELS, MASK)
+
+
+class TestFileMask(MaskConformance):
+    @pytest.fixture(params=["mask.png", "mask.tif"])
+    def case(self, request: pytest.FixtureRequest, tmp_path: Path) -> MaskCase:
+        path = tmp_path / request.param
+        pixels = MASK.astype(np.uint8) * 255
+        if path.suffix == ".png":
+            path.write_bytes(imagecodecs.png_encode(pixels))
+        else:
+            tifffile.imwrite(path, pixels)
+        return MaskCase(FileMask(str(path)), LEVELS, MASK, folder=tmp_path)
+
+
+class TestOutlines(MaskConformance):
+    @pytest.fixture
+    def case(self, tmp_path: Path) -> MaskCase:
+        shell = [[31, 20], [90, 20], [90, 130], [31, 130], [31, 20]]
+        hole = [[40, 50], [77, 50], [77, 60], [40, 60], [40, 50]]
+        path = tmp_path / "mask.geojson"
+        path.write_text(json.dumps({"type": "Polygon", "coordinates": [shell, hole]}))
+        return MaskCase(FileMask(path), LEVELS, MASK, folder=tmp_path)
+
+
+class TestTissueMask(MaskConformance):
+    @pytest.fixture
+    def case(self) -> MaskCase:
+        pixels = np.full((300, 260, 3), 240, np.uint8)
+        pixels[60:180, 50:200] = RNG.integers(90, 190, (120, 150, 1)) - [0, 60, 10]
+        return MaskCase(TissueMask(), (pixels,))
+
+
 WINDOWS = RNG.integers(0, 200, (30, 9, 7, 3), np.uint8)
 
 
@@ -121,6 +180,41 @@ class TestSeveralOutputs(ProcessorConformance):
             warnings.simplefilter("ignore", DeprecationWarning)
             torch.jit.script(TwoOutputs()).save(str(path))  # type: ignore[no-untyped-call]
         return ProcessorCase(TorchModule(path, batch_size=8, output=("mean", "map")), WINDOWS)
+
+
+def brightness(batch: Any) -> Any:
+    """A channel per window."""
+    return batch.pixels.mean(axis=(1, 2))
+
+
+def negative(window: Any) -> Any:
+    return 255 - window
+
+
+class TestFunction(ProcessorConformance):
+    @pytest.fixture
+    def case(self) -> ProcessorCase:
+        return ProcessorCase(FunctionProcessor(brightness, batch_size=8), WINDOWS)
+
+
+class TestTogether(ProcessorConformance):
+    @pytest.fixture
+    def case(self) -> ProcessorCase:
+        one: FunctionProcessor[Any] = FunctionProcessor(brightness, batch_size=8)
+        return ProcessorCase(Together(one, Transformed(one, negative)), WINDOWS)
+
+
+class TestTransformed(ProcessorConformance):
+    @pytest.fixture
+    def case(self) -> ProcessorCase:
+        one: FunctionProcessor[Any] = FunctionProcessor(brightness, batch_size=8)
+        return ProcessorCase(Transformed(one, negative, negative), WINDOWS)
+
+
+class TestTee(SinkConformance):
+    @pytest.fixture
+    def case(self) -> SinkCase:
+        return SinkCase(lambda folder: Tee(HeatmapZarr(folder, chunk=4), Pdmcsv(folder)), vectors)
 
 
 class TestHeatmapZarr(SinkConformance):
@@ -175,6 +269,44 @@ async def broken_rules(kit: Any, case: Any, tmp_path: Path) -> set[str]:
                 raise
             failed.add(name.removeprefix("test_"))
     return failed
+
+
+@dataclass(frozen=True)
+class Crooked:
+    """A mask that breaks one rule."""
+
+    vice: str
+    name = "crooked"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"kind": "crooked"} | ({"at": id(object)} if self.vice == "nothing" else {})
+
+    def shares(self, base: Size, top: float, bottom: float, lefts: Any, rights: Any) -> Any:
+        shares = ArrayMask(MASK).shares(base, top, bottom, lefts, rights)
+        if self.vice == "endless":
+            return ArrayMask(MASK).shares(base, max(0, top), min(bottom, 150), lefts, rights)
+        return {"percent": shares * 100, "coarse": np.rint(shares), "short": shares[:1]}.get(
+            self.vice, shares
+        )
+
+
+@pytest.mark.parametrize(
+    ("vice", "rules"),
+    [
+        ("none", set()),
+        ("percent", {"shares_are_those_of_the_reference", "a_window_has_the_mean_of_its_parts"}),
+        ("coarse", {"shares_are_those_of_the_reference", "a_window_has_the_mean_of_its_parts"}),
+        ("short", {"shares_are_those_of_the_reference"}),
+        ("endless", {"nothing_lies_beyond_the_slide"}),
+    ],
+)
+async def test_a_mask_that_breaks_a_rule_is_found_out(
+    tmp_path: Path, vice: str, rules: set[str]
+) -> None:
+    found = await broken_rules(MaskConformance, MaskCase(Crooked(vice), LEVELS, MASK), tmp_path)
+    assert rules <= found
+    assert bool(found) == bool(rules)
 
 
 @dataclass(frozen=True)

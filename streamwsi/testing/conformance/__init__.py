@@ -18,12 +18,15 @@ ends, nor cancellation for a failure; files are not opened in the event loop's t
 Needs pytest, with its anyio plugin (``pip install streamwsi[test]``).
 """
 
+from .masks import MaskCase, MaskConformance
 from .processors import ProcessorCase, ProcessorConformance
 from .samplers import SamplerCase, SamplerConformance
 from .sinks import SinkCase, SinkConformance
 from .sources import SourceCase, SourceConformance
 
 __all__ = [
+    "MaskCase",
+    "MaskConformance",
     "ProcessorCase",
     "ProcessorConformance",
     "SamplerCase",

@@ -118,6 +118,8 @@ async def _all(running: RunningProcessor[Any], loans: _Loans) -> list[Pieces[Any
 class ProcessorConformance(StageRules):
     """Subclass it with a fixture `case` that returns a `ProcessorCase`."""
 
+    role = "processor"
+
     async def test_it_says_what_identifies_its_results(self, case: ProcessorCase) -> None:
         configs = []
         for _ in range(2):

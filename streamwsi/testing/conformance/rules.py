@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import pickle
 import sys
 import threading
+import tomllib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
 
+from ... import plugins
 from ...chunks import BigChunk, Damage, Pixels, Plan
+from ...errors import ConfigError, UnknownStage
 from ...limits import Limits
+from ...stage_tables import read_stage, stage_lines
 from ...workers import Workers, open_workers
 
 __all__ = [
@@ -49,6 +54,7 @@ class StageRules:
     """Rules that stages of every role keep."""
 
     pytestmark = pytest.mark.anyio
+    role: ClassVar[str]
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -66,7 +72,7 @@ class StageRules:
         for field in dataclasses.fields(stage):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(stage, field.name, None)
-            named = f"{field.name}=" in repr(stage)
+            named = f"{field.name}=" in repr(stage) or field.name in _one_by_one(type(stage))
             assert named == field.repr, f"the repr {stage!r} does not tell {field.name}"
 
     def test_the_stage_travels_and_compares(self, case: Any) -> None:
@@ -75,6 +81,30 @@ class StageRules:
         assert type(again) is type(stage)
         by_identity = "__eq__" not in vars(type(stage))  # carriers of arrays
         assert by_identity or again == stage, f"{again!r} came back for {stage!r}"
+
+    def test_the_stage_comes_back_from_toml(self, case: Any) -> None:
+        """Where it is installed, and its fields are what TOML can hold."""
+        try:
+            plugins.name_of(self.role, type(case.stage))
+        except UnknownStage:
+            return
+        try:
+            text = _toml(self.role, case.stage)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        again = read_stage(self.role, tomllib.loads(text)[self.role], self.role)
+        assert type(again) is type(case.stage)
+        assert _toml(self.role, again) == text, f"{again!r} came back for {case.stage!r}"
+
+
+def _toml(role: str, stage: Any) -> str:
+    return "\n".join(stage_lines(role, stage, role))
+
+
+def _one_by_one(stage: type[Any]) -> set[str]:
+    """Fields that are not told by name: ``Tee(one, other)``."""
+    parameters = inspect.signature(stage).parameters.values()
+    return {p.name for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL}
 
 
 def check_json(config: Any) -> None:

@@ -48,6 +48,8 @@ class SamplerCase:
 class SamplerConformance(StageRules):
     """Subclass it with a fixture `case` that returns a `SamplerCase`."""
 
+    role = "sampler"
+
     def test_the_same_slide_gives_the_same_plan(self, case: SamplerCase) -> None:
         one, other = case.plan(), case.plan()
         assert one.count == other.count

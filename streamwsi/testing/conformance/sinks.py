@@ -54,6 +54,8 @@ class SinkCase:
 class SinkConformance(StageRules):
     """Subclass it with a fixture `case` that returns a `SinkCase`."""
 
+    role = "sink"
+
     async def _write(
         self,
         case: SinkCase,

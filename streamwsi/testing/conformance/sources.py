@@ -92,6 +92,8 @@ async def _opened(
 class SourceConformance(StageRules):
     """Subclass it with a fixture `case` that returns a `SourceCase`."""
 
+    role = "source"
+
     def test_it_accepts_its_slide_and_never_raises(self, case: SourceCase, tmp_path: Path) -> None:
         assert case.stage.accepts(case.ref) is True
         (tmp_path / "empty.svs").touch()

@@ -158,11 +158,12 @@ class Lane:
         if not isinstance(self.sampler, NeedsPixels):
             return self.sampler.plan(reader.slide)
         self._stage = "sample"
-        # A reader of its own: what it reads is not part of the tally, and its memory is free
-        # again before this lane's reader takes any.
-        async with self.source.open(self.ref, self.workers) as preview:
-            memory = self.budget.nbytes // self.budget.lanes
-            self.sampler = await self.sampler.prepare(preview, memory)
+        if self.sampler.needs_pixels(self.ref):
+            # A reader of its own: what it reads is not part of the tally, and its memory is free
+            # again before this lane's reader takes any.
+            async with self.source.open(self.ref, self.workers) as preview:
+                memory = self.budget.nbytes // self.budget.lanes
+                self.sampler = await self.sampler.prepare(preview, memory)
         plan = await anyio.to_thread.run_sync(self.sampler.plan, reader.slide)
         if isinstance(plan, LeavesTilesOut):
             self._saved = await anyio.to_thread.run_sync(lambda: plan.tiles_saved)

@@ -163,7 +163,7 @@ class Slots:
 
     async def _prepared(self, ref: SlideRef, sampler: Sampler) -> Sampler:
         """The sampler for a slide, where it must see some of its pixels first."""
-        if not isinstance(sampler, NeedsPixels):
+        if not (isinstance(sampler, NeedsPixels) and sampler.needs_pixels(ref)):
             return sampler
         async with self.source.open(ref, self.workers) as preview:
             return await sampler.prepare(preview, self.memory // self.count)

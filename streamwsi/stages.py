@@ -149,9 +149,12 @@ class Sampler(Protocol):
 class NeedsPixels(Protocol):
     """A sampler whose plan depends on what is on the slide, or in a file."""
 
+    def needs_pixels(self, slide: SlideRef) -> bool:
+        """Whether it has to be prepared for this slide; where not, its `plan` does at once."""
+
     async def prepare(self, reader: SlideReader, memory: int) -> Sampler:
         """The sampler for one slide, whose `plan` needs no pixels; the same slide gives the
-        same one. A sampler that is prepared already comes back as it is.
+        same one. A sampler that needs no pixels comes back as it is.
 
         Args:
             reader: the slide; nothing else reads through it.

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ..chunks import BigChunk, Placement, Plan, Region, SmallChunks
 from ..errors import ConfigError, ContractBroken, SlideError
 from ..geometry import Box, Grid, Run
-from ..slides import PyramidLevel, Slide
+from ..slides import PyramidLevel, Slide, SlideRef
 from ..stages import NeedsPixels, Sampler, SlideReader
 from .masks import ArrayMask, Mask, MaskSource
 
@@ -196,10 +196,16 @@ class Masked:
         if isinstance(self.mask, np.ndarray):
             object.__setattr__(self, "mask", ArrayMask(self.mask))
 
+    def needs_pixels(self, slide: SlideRef) -> bool:
+        """Whether the mask, or the other sampler, does."""
+        sampler = self.sampler
+        inner = isinstance(sampler, NeedsPixels) and sampler.needs_pixels(slide)
+        return inner or isinstance(self.mask, MaskSource)
+
     async def prepare(self, reader: SlideReader, memory: int) -> Masked:
         """The same sampler with a mask that needs no pixels any more."""
         sampler, mask = self.sampler, self.mask
-        if isinstance(sampler, NeedsPixels):
+        if isinstance(sampler, NeedsPixels) and sampler.needs_pixels(reader.slide.ref):
             sampler = await sampler.prepare(reader, memory)
         if isinstance(mask, MaskSource):
             mask = await mask.prepare(reader, memory)

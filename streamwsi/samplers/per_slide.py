@@ -70,11 +70,17 @@ class PerSlide:
         """The sampler for a slide."""
         return self.samplers.get(ref.id, self.default)
 
+    def needs_pixels(self, slide: SlideRef) -> bool:
+        """Whether the slide's sampler does."""
+        sampler = self.of_slide(slide)
+        return isinstance(sampler, NeedsPixels) and sampler.needs_pixels(slide)
+
     async def prepare(self, reader: SlideReader, memory: int) -> Sampler:
         """The slide's sampler, prepared where it has to be."""
-        sampler = self.of_slide(reader.slide.ref)
-        if isinstance(sampler, NeedsPixels):
-            sampler = await sampler.prepare(reader, memory)
+        ref = reader.slide.ref
+        sampler = self.of_slide(ref)
+        if isinstance(sampler, NeedsPixels) and sampler.needs_pixels(ref):
+            return await sampler.prepare(reader, memory)
         return sampler
 
     def plan(self, slide: Slide) -> Plan:

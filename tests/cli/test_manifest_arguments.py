@@ -90,6 +90,100 @@ def test_a_column_is_what_the_option_would_be(cohort: Path, tmp_path: Path) -> N
     assert "sampler.mpp 0.4 → 0.3" in done.stderr
 
 
+OUTLINE = {
+    "type": "FeatureCollection",
+    "features": [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "MultiPolygon",
+                "coordinates": [
+                    [[[5, 9], [590, 30], [300, 480], [5, 9]], [[250, 99], [300, 99], [280, 200]]],
+                    [[[10, 300], [99, 300], [99, 490], [10, 490], [10, 300]]],
+                ],
+            },
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "options"),
+    [
+        ("level", "1", ("--level", "1")),
+        ("power", "7.5", ("--power", "7.5")),
+        ("roi", "roi.geojson", ("--roi", "roi.geojson")),
+    ],
+)
+@pytest.mark.parametrize("sink", ["zarr", "pdmcsv"])
+def test_every_column_is_what_its_option_would_be(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    value: str,
+    options: tuple[str, ...],
+    sink: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_slide(tmp_path / "a.svs", Size(600, 500), levels=2)
+    shutil.copyfile(tmp_path / "a.svs", tmp_path / "b.svs")
+    (tmp_path / "roi.geojson").write_text(json.dumps(OUTLINE))
+    (tmp_path / "list.csv").write_text(f"path,{column}\na.svs,{value}\nb.svs,\n")
+    how = ("--kernel-size", "48", "--sink", sink)
+    runs = {"list": ["list.csv"], "a": ["a.svs", *options], "b": ["b.svs"]}
+    for name, arguments in runs.items():
+        out = "list" if name == "list" else "alone"
+        done = heatmap(tmp_path / out, *arguments, *how)
+        assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "list") == tree(tmp_path / "alone")
+    both = [tree(tmp_path / "list")[name] for name in tree(tmp_path / "list") if name[0] in "ab"]
+    assert len(both) > 1
+    # And it is not what the slide gives without it.
+    done = heatmap(tmp_path / "plain", "a.svs", *how)
+    plain = {name: data for name, data in tree(tmp_path / "plain").items() if name[0] == "a"}
+    assert plain != {n: data for n, data in tree(tmp_path / "list").items() if n[0] == "a"}
+
+
+def test_a_roi_of_a_slide_takes_the_place_of_the_commands(cohort: Path, tmp_path: Path) -> None:
+    """The tissue, and another slide's outlines, stay what they are."""
+    (tmp_path / "mine.geojson").write_text(json.dumps(OUTLINE))
+    box = {"type": "Polygon", "coordinates": [[[0, 0], [512, 0], [512, 500], [0, 500], [0, 0]]]}
+    (tmp_path / "all.geojson").write_text(json.dumps(box))
+    listed = tmp_path / "list.csv"
+    slides = cohort / "slides"
+    listed.write_text(f"path,roi\n{slides / 'a.svs'},mine.geojson\n{slides / 'b.svs'},\n")
+    how = ("--kernel-size", "64", "--tissue", "auto", "--tissue-fraction", "0.3")
+    everywhere = ("--roi", str(tmp_path / "all.geojson"))
+    assert heatmap(tmp_path / "list", listed, *how, *everywhere).returncode == 0
+    mine = ("--roi", str(tmp_path / "mine.geojson"))
+    assert heatmap(tmp_path / "alone", slides / "a.svs", *how, *mine).returncode == 0
+    assert heatmap(tmp_path / "alone", slides / "b.svs", *how, *everywhere).returncode == 0
+    assert tree(tmp_path / "list") == tree(tmp_path / "alone")
+
+
+def test_all_outlines_that_cannot_be_read_are_told_at_once(cohort: Path, tmp_path: Path) -> None:
+    for name, text in (
+        ("torn", '{"type": "Polygon", "coord'),
+        ("line", '{"type": "LineString", "coordinates": [[0, 0], [9, 9]]}'),
+        ("good", json.dumps(OUTLINE)),
+    ):
+        (tmp_path / f"{name}.geojson").write_text(text)
+    (tmp_path / "mask.png").write_bytes(b"\x89PNG")
+    listed = tmp_path / "list.csv"
+    rows = ["id,path,roi"]
+    for name in ("torn.geojson", "line.geojson", "good.geojson", "mask.png"):
+        rows.append(f"{name[:4]},{cohort / 'slides' / 'a.svs'},{name}")
+    listed.write_text("\n".join(rows))
+    done = heatmap(tmp_path / "out", listed)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: the slides have 3 problems:\n")
+    lines = done.stderr.splitlines()[1:]
+    assert len(lines) == 3
+    for line, name in zip(lines, ("torn.geojson", "line.geojson", "mask.png"), strict=True):
+        assert name in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_columns_that_exclude_each_other_are_refused(cohort: Path, tmp_path: Path) -> None:
     levels = cohort / "levels.csv"
     levels.write_text("path,level,mpp\nslides/a.svs,1,0.5\n")

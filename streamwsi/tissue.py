@@ -1,27 +1,30 @@
 """Tissue on a picture of a slide: which pixels show stained tissue, and not glass.
 
-The picture is a slide seen from afar, some 4 to 16 µm a pixel. The steps of `tissue_mask`:
+The picture is a slide seen from afar, some 1 to 16 µm a pixel. The steps of `tissue_mask`:
 
-1. *Optical density* by channel against the slide's own white (Beer-Lambert, as Ruifrok and
-   Johnston, 2001, use it for stains), so that yellowish or dim glass does not count.
-2. What a stain does to light is more than dust does: it has density and colour. The *signal*
+1. *Not tissue*: black borders, bubbles' rims (dark and colourless) and ink of markers (greens,
+   which no common stain has; blues, reds and blacks purer or darker than stains are), where they
+   are broad, with their soft edges; of a border also the colourless shadow beside it.
+2. *Optical density* by channel against the slide's own white (Beer-Lambert, as Ruifrok and
+   Johnston, 2001, use it for stains), so that yellowish or dim glass does not count; nor does
+   light that falls off towards the edges, where glass is seen on most of the slide.
+3. What a stain does to light is more than dust does: it has density and colour. The *signal*
    is the mean density plus the spread between the channels, without what is a pixel thin, and
    smoothed over a few pixels, since faint tissue differs from glass by its extent rather than
    by its contrast.
-3. A *threshold*: the lower one of Otsu (1979), which parts two heaps, and the triangle method
-   (Zack, Rogers and Latt, 1977), which finds the foot of a dominant one (glass), kept within
-   bounds: faint tissue beside dense tissue is not lost to Otsu, and a slide that is full of
-   tissue, or has none, is not split at random.
-4. *Not tissue*: black borders and bubbles' rims (dark and colourless), and ink of markers
-   (greens, which no common stain has; blues, reds and blacks purer or darker than stains are),
-   where they are broad, with their soft edges.
-5. *Shape*: opening removes hairs and specks, closing joins what belongs together, small holes
-   are filled and small pieces dropped.
+4. A *threshold*: the lowest of Otsu's (1979), which parts two heaps, the triangle method's
+   (Zack, Rogers and Latt, 1977), which finds the foot of a dominant one, and what the noise of
+   the glass does not reach, kept within bounds: faint tissue beside dense tissue is not lost, and
+   a slide that is full of tissue, or has none, is not split at random.
+5. *Shape*: opening removes specks; thin lines without colour (hairs, the coverslip's edge) are
+   left out; closing joins what belongs together, small holes are filled and small pieces dropped.
 
 Limits: bright field only (the picture of a fluorescence slide is not understood); ink whose
-colour is that of a stain, over tissue or beside it, counts as tissue; so do thick dust, folds
-of the coverslip that are coloured, and control tissue; fat, being glass inside a net of thin
-walls, is kept where its holes are small; tissue fainter than the glass is uneven is lost.
+colour is that of a stain (purple, orange), or that lets much light through, counts as tissue, and
+tissue under opaque ink does not; so do thick dust, smears and folds of the coverslip that are
+coloured, and control tissue; tissue as grey as dust is lost where it is thin; fat, being glass
+inside a net of thin walls, is kept where its holes are small; tissue fainter than the glass is
+uneven is lost.
 """
 
 from __future__ import annotations
@@ -40,13 +43,18 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 Rgb = npt.NDArray[np.uint8]
 
-METHOD = 1
+METHOD = 2
 """Number of the method; another one may find another mask on the same picture."""
 
 _SMOOTHING = 1.5
-_LOWEST, _HIGHEST = 0.035, 0.12
+_LOWEST, _HIGHEST = 0.02, 0.12
+_SIGMAS = 6
+_NO_COLOUR, _UNEVEN = 0.03, 0.008
+_SAMPLES, _FITS = 20_000, 8
 _DARK, _COLOURLESS = 70, 30
+_BRIGHT, _FADES = 200, 20
 _BROAD = 4
+_TINGED = 0.25
 _SMALLEST = 2e-4
 _HOLE = 1e-3
 
@@ -63,26 +71,44 @@ def tissue_mask(rgb: Rgb) -> Bools:
     Raises:
         ConfigError: scikit-image is not installed.
     """
-    filters, morphology = _skimage("filters"), _skimage("morphology")
-    black, ink = _black(rgb), _ink(rgb)
-    # Nuclei may be as dark and single pixels of any colour: ink and borders are broad.
-    broad = morphology.opening(_padded(black | ink), morphology.disk(_BROAD))
-    excluded = morphology.dilation(broad, morphology.disk(3))[_BROAD:-_BROAD, _BROAD:-_BROAD]
-    signal = _signal(rgb, excluded)
-    # Hairs and specks first: smoothed, they would be as broad as tissue.
-    smooth = filters.median(signal, morphology.footprint_rectangle((3, 3)))
-    smooth = filters.gaussian(smooth, _SMOOTHING, preserve_range=True)
-    seen = smooth[~excluded]
-    if not seen.size:
+    morphology = _skimage("morphology")
+    excluded = _not_tissue(rgb, morphology)
+    if excluded.all():
         return np.zeros(rgb.shape[:2], np.bool_)
-    mask = smooth > _threshold(seen, filters)
+    scanned = ~excluded & (rgb.min(axis=-1) < 255)
+    density = _flattened(_density(rgb, excluded), scanned)
+    return _found(density, excluded, morphology)
+
+
+def _found(density: Floats, excluded: Bools, morphology: Any) -> Bools:
+    """Where the density is one of tissue, in shapes that tissue has."""
+    filters = _skimage("filters")
+    # Hairs and specks first: smoothed, they would be as broad as tissue.
+    smooth = filters.median(_signal(density, excluded), morphology.footprint_rectangle((3, 3)))
+    smooth = filters.gaussian(smooth, _SMOOTHING, preserve_range=True)
+    mask = smooth > _threshold(smooth[~excluded], filters)
     mask &= ~excluded
     mask = morphology.opening(mask, morphology.disk(1))
+    mask &= ~_lines(mask, density, morphology)
     mask = morphology.closing(mask, morphology.disk(3))
     mask = morphology.remove_small_objects(mask, max_size=int(_SMALLEST * mask.size))
     mask = morphology.remove_small_holes(mask, max_size=int(_HOLE * mask.size))
     cleaned: Bools = mask & ~excluded
     return cleaned
+
+
+def _lines(mask: Bools, density: Floats, morphology: Any) -> Bools:
+    """Thin parts of the mask without colour: hairs, the coverslip's edge, rims of bubbles."""
+    measure = _skimage("measure")
+    broad = _opened(mask, _BROAD, morphology)
+    labels = measure.label(mask & ~morphology.dilation(broad, morphology.disk(_BROAD)))
+    flat = labels.ravel()
+    colour = (density.max(axis=-1) - density.min(axis=-1)).ravel()
+    colours, densities = np.bincount(flat, colour), np.bincount(flat, density.mean(axis=-1).ravel())
+    colourless = colours < _TINGED * densities
+    colourless[0] = False
+    lines: Bools = colourless[labels]
+    return lines
 
 
 def require_skimage() -> None:
@@ -92,11 +118,6 @@ def require_skimage() -> None:
         ConfigError: it is not.
     """
     _skimage("filters")
-
-
-def _padded(mask: Bools) -> Bools:
-    """The mask with its edges going on outside, so that what touches them is as broad there."""
-    return np.pad(mask, _BROAD, mode="edge")
 
 
 def _skimage(part: str) -> Any:
@@ -124,12 +145,50 @@ def _white(rgb: Rgb, excluded: Bools) -> Floats:
     return white
 
 
-def _signal(rgb: Rgb, excluded: Bools) -> Floats:
-    """Density plus colour, in units of optical density; ink and borders count as glass."""
+def _density(rgb: Rgb, excluded: Bools) -> Floats:
+    """Optical density by channel, against the glass; a little below 0 where it is brighter."""
     white = _white(rgb, excluded)
     table = -np.log10((np.arange(256, dtype=np.float32)[:, None] + 1) / (white + 1))
-    density = np.stack([table[rgb[:, :, c], c] for c in range(3)], axis=-1).clip(0)
-    signal: Floats = density.mean(axis=-1) + density.max(axis=-1) - density.min(axis=-1)
+    return np.stack([table[rgb[:, :, c], c] for c in range(3)], axis=-1)
+
+
+def _flattened(density: Floats, scanned: Bools) -> Floats:
+    """The density without the slow change that the glass shows, where enough glass is seen.
+
+    Light falls off towards a slide's edges: a quadratic surface through what has no colour, with
+    whatever is denser than it left out step by step, for that is no glass.
+    """
+    height, width = scanned.shape
+    colourless = scanned & (density.max(axis=-1) - density.min(axis=-1) < _NO_COLOUR)
+    places = np.flatnonzero(colourless)
+    places = places[:: max(1, len(places) // _SAMPLES)]
+    y, x = places // width * (2 / height) - 1, places % width * (2 / width) - 1
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+    some = density.reshape(-1, 3)[places]
+    mean, glass = some.mean(axis=1), np.ones(len(places), np.bool_)
+    for _ in range(_FITS):
+        if not _all_over(x[glass], y[glass]):
+            return density
+        surface = terms @ np.linalg.lstsq(terms[glass], mean[glass], rcond=None)[0]
+        glass = mean - surface < _UNEVEN
+    fit = np.linalg.lstsq(terms[glass], some[glass], rcond=None)[0].astype(np.float32)
+    rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
+    columns = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+    flat: Floats = density - (fit[0] + fit[1] * columns + fit[3] * columns * columns)
+    flat -= fit[2] * rows + fit[4] * rows * columns + fit[5] * rows * rows
+    return flat
+
+
+def _all_over(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> bool:
+    """Whether places are in most of the ninths of a picture; they run from -1 to 1."""
+    counts = np.histogram2d(y, x, 3, ((-1, 1), (-1, 1)))[0]
+    return bool(np.count_nonzero(counts > _SAMPLES / 500) >= 6)
+
+
+def _signal(density: Floats, excluded: Bools) -> Floats:
+    """Density plus colour, in units of optical density; ink and borders count as glass."""
+    dense = density.clip(0)
+    signal: Floats = dense.mean(axis=-1) + dense.max(axis=-1) - dense.min(axis=-1)
     signal[excluded] = 0
     return signal
 
@@ -139,14 +198,39 @@ def _threshold(seen: Floats, filters: Any) -> float:
     if float(bounded.max()) - float(bounded.min()) < 1e-6:
         return _HIGHEST
     lower = min(filters.threshold_otsu(bounded), filters.threshold_triangle(bounded))
-    return float(np.clip(lower, _LOWEST, _HIGHEST))
+    return float(np.clip(min(lower, _above_glass(bounded)), _LOWEST, _HIGHEST))
 
 
-def _black(rgb: Rgb) -> Bools:
-    """Dark and colourless: the scanner's border, rims of bubbles, black ink."""
+def _above_glass(signal: Floats) -> float:
+    """What glass does not reach: its noise is told by the values below the commonest one."""
+    counts, edges = np.histogram(signal, 400, (0, 0.2))
+    commonest = float(edges[int(counts.argmax())] + edges[1] / 2)
+    below = commonest - signal[signal < commonest]
+    noise = float(np.sqrt(np.mean(below * below))) if below.size else 0.0
+    return commonest + _SIGMAS * noise
+
+
+def _not_tissue(rgb: Rgb, morphology: Any) -> Bools:
+    """Borders of the scanner, bubbles' rims and ink, with their soft edges."""
     highest, lowest = rgb.max(axis=-1), rgb.min(axis=-1)
-    dark: Bools = (highest < _DARK) & (highest - lowest < _COLOURLESS)
-    return dark
+    grey = (highest < _BRIGHT) & (highest - lowest < _COLOURLESS)
+    black = grey & (highest < _DARK)
+    # Nuclei may be as dark and single pixels of any colour: ink and borders are broad.
+    broad = _opened(black | _ink(rgb), _BROAD, morphology)
+    # A border's shadow is as colourless, and fades.
+    border = broad & black
+    border &= ~_skimage("segmentation").clear_border(border)
+    for _ in range(_FADES if border.any() else 0):
+        border = morphology.dilation(border, morphology.disk(1)) & (border | grey)
+    excluded: Bools = morphology.dilation(broad | border, morphology.disk(3))
+    return excluded
+
+
+def _opened(mask: Bools, radius: int, morphology: Any) -> Bools:
+    """Opened, the mask's edges going on outside: what touches them is as broad there."""
+    padded = np.pad(mask, radius, mode="edge")
+    opened: Bools = morphology.opening(padded, morphology.disk(radius))
+    return opened[radius:-radius, radius:-radius]
 
 
 def _ink(rgb: Rgb) -> Bools:

@@ -86,6 +86,60 @@ def test_black_borders_are_not_tissue(black: tuple[int, int, int]) -> None:
     assert agreement(found, truth) > 0.9
 
 
+def test_the_shadow_of_a_border_is_not_tissue() -> None:
+    picture, truth = glass(), disk(150, 240, 80)
+    painted(picture, truth, EOSIN)
+    fades = np.clip((np.arange(WIDTH) - 45) / 18, 0, 1)[:, None]
+    picture[:] = np.rint(picture * (0.2 + 0.8 * fades))
+    picture[:, :50] = (14, 12, 13)
+    found = tissue_mask(picture)
+    assert not found[:, :70].any()
+    assert agreement(found, truth) > 0.9
+
+
+def test_light_that_falls_off_is_not_tissue() -> None:
+    """By a fifth in the corners: far more than the faint tissue takes."""
+    picture, truth = glass(), disk(150, 200, 60) | disk(60, 330, 40)
+    painted(picture, truth, EOSIN, 0.2)
+    rows, columns = np.ogrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
+    picture[:] = np.rint(picture * (1 - 0.1 * (rows**2 + columns**2))[:, :, None])
+    assert agreement(tissue_mask(picture), truth) > 0.9
+
+
+def test_all_of_a_slide_may_be_faint() -> None:
+    picture, truth = glass(), disk(150, 120, 80) | disk(100, 300, 60)
+    painted(picture, truth, EOSIN, 0.12)
+    assert agreement(tissue_mask(picture), truth) > 0.9
+
+
+def test_lines_without_colour_are_not_tissue_and_strands_are() -> None:
+    picture, truth = glass(), disk(150, 200, 60)
+    painted(picture, truth, HEMATOXYLIN)
+    columns, rows = np.arange(WIDTH), np.arange(HEIGHT)
+    columns = columns[:350]
+    hair = np.rint(40 + 12 * np.sin(columns / 40)).astype(int)
+    for thick in range(3):
+        picture[hair + thick, columns] = picture[hair + thick, columns] // 10 * 6
+        picture[rows, 370 + thick] = picture[rows, 370 + thick] // 10 * 7
+    strand = np.zeros_like(truth)
+    strand[240:245, 150:330] = True
+    painted(picture, strand, EOSIN)
+    found = tissue_mask(picture)
+    assert not found[:60].any()
+    assert not found[:, 360:].any()
+    assert found[strand].mean() > 0.9
+    assert agreement(found, truth | strand) > 0.85
+
+
+@pytest.mark.parametrize("stain", [(200, 200, 198), (150, 150, 149)])
+def test_broad_grey_tissue_is_kept(stain: Any) -> None:
+    """As of immunohistochemistry without colour, whose texture is thin grey lines."""
+    picture, truth = glass(), disk(150, 200, 80)
+    painted(picture, truth, stain)
+    picture[::6][truth[::6]] = 235
+    assert agreement(tissue_mask(picture), truth) > 0.9
+
+
 def test_what_was_not_scanned_is_not_the_glass() -> None:
     picture, truth = glass((238, 233, 237)), disk(200, 250, 70)
     painted(picture, truth, EOSIN)

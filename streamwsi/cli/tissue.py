@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,16 +43,19 @@ def tissue(
         from streamwsi.tissue import require_skimage
 
         require_skimage()
-        picture, found = run_interruptible(lambda: _found(slide))
+        picture, found, lost = run_interruptible(lambda: _found(slide))
         shown = found.astype("uint8") * 255 if mask_only else _over(picture, found)
         try:
             write_png(out, shown)
         except OSError as error:
             raise CannotWrite(f"{out} cannot be written: {error.strerror}") from error
         print(f"{out}: {found.mean():.1%} of {slide} is tissue")
+        if lost:
+            print(f"warning: {lost} damaged tile(s) are white in the picture", file=sys.stderr)
 
 
-async def _found(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+async def _found(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]:
+    """A picture of the slide, its tissue, and how many tiles could not be had."""
     from streamwsi.samplers.tissue_mask import find_tissue
     from streamwsi.workers import open_workers
 
@@ -63,7 +67,7 @@ async def _found(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool
         source.open(SlideRef.of(path), workers) as reader,
     ):
         picture, found, _ = await find_tissue(reader, limits.memory_bytes)
-    return picture, found
+        return picture, found, reader.tally.damaged_tiles
 
 
 def _over(picture: npt.NDArray[np.uint8], found: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from typer.testing import CliRunner
 
@@ -123,6 +124,19 @@ def test_the_picture_shows_the_mask_over_the_slide(slide: Path, tmp_path: Path) 
     # Glass is darker than it was and bluish, and tissue as it was; the edge is red.
     assert picture[~mask, 0].mean() + 20 < picture[~mask, 2].mean()
     assert (picture == (255, 0, 0)).all(axis=-1).any()
+
+
+def test_damage_in_the_picture_is_told(slide: Path, tmp_path: Path) -> None:
+    with tifffile.TiffFile(slide) as file:
+        page: Any = file.series[0].levels[0].pages[0]
+        offset, count = page.dataoffsets[3], page.databytecounts[3]
+    data = bytearray(slide.read_bytes())
+    data[offset : offset + count] = bytes(count)
+    (tmp_path / "torn.svs").write_bytes(data)
+    done = streamwsi("tissue", tmp_path / "torn.svs", "--out", tmp_path / "mask.png")
+    assert done.exit_code == 0
+    assert "1 damaged tile(s) are white" in done.stderr
+    assert "warning" not in streamwsi("tissue", slide, "--out", tmp_path / "mask.png").stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import textwrap
 import tomllib
 from pathlib import Path
@@ -55,6 +56,7 @@ def plain(batch: Any) -> Any:
     return batch.pixels.mean(axis=(1, 2))
 
 
+ROOT = Path(__file__).parents[1]
 WINDOWS = SlidingWindow(64, level=second_level)
 MODEL = TorchModule("hematoxylin", batch_size=7)
 
@@ -104,7 +106,7 @@ ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.dictionaries(ids, st.integers(1, 99).map(SlidingWindow), max_size=4))
 def test_any_slide_has_its_sampler(samplers: dict[str, Any]) -> None:
     made = pipeline(sampler=PerSlide(WINDOWS, samplers))
@@ -153,6 +155,17 @@ def test_it_reads_well() -> None:
         type = "pdmcsv"
         out = "out"
         """
+    )
+
+
+def test_the_readmes_example_is_a_pipeline() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    made = from_toml(text.replace("my_stains:normalised", f"{__name__}:negative"))
+    assert made == Pipeline(
+        source=TiffSource(),
+        sampler=Masked(SlidingWindow(256, mpp=0.5), TissueMask(), 0.5),
+        processor=Transformed(TorchModule("model.pt"), window=negative),
+        sink=Tee(HeatmapZarr("out"), Pdmcsv("out")),
     )
 
 

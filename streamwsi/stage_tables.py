@@ -20,7 +20,7 @@ Which fields these are, a stage says itself, in their metadata: ``{"role": "mask
 ``{"role": "mask", "several": "list"}`` and ``"mapping"`` for a tuple of masks and for a mapping
 of names to masks; ``"named"`` for a tuple that the stage takes one by one, or by names that it
 has in a field ``names``. The role ``"function"`` is that of a field that may hold a function; its
-text is ``"package.module:function"``.
+text is ``"package.module:function"``. ``{"role": "mask", "function": True}`` allows either.
 """
 
 from __future__ import annotations
@@ -93,9 +93,10 @@ def _named(stage: type[Any], values: dict[str, Any]) -> dict[str, Any]:
 
 def _value(metadata: Mapping[str, Any], value: Any, at: str) -> Any:
     role = metadata.get("role")
-    if role in plugins.ROLES:
+    function = role == "function" or "function" in metadata
+    if role in plugins.ROLES and not (function and isinstance(value, str)):
         return _stages(role, metadata.get("several"), value, at)
-    if role == "function" and isinstance(value, str):
+    if function and isinstance(value, str):
         try:
             return object_named(value)
         except ConfigError as error:
@@ -143,13 +144,14 @@ def stage_lines(role: str, stage: Any, at: str, header: str = "[{}]") -> Iterato
         if not field.init or _same(value, _default(field)):
             continue
         where, of = f"{at}.{field.name}", field.metadata.get("role")
-        if of in plugins.ROLES:
+        function = of == "function" or "function" in field.metadata
+        if of in plugins.ROLES and not (function and callable(value)):
             several = field.metadata.get("several")
             if several == "named":
                 several = "mapping" if stage.names else "list"
                 value = dict(zip(stage.names, value, strict=True)) if stage.names else value
             nested += _nested_lines(of, several, value, where)
-        elif of == "function":
+        elif function:
             yield f"{field.name} = {_function(value, where)}"
         else:
             yield f"{field.name} = {_toml(value, where)}"

@@ -11,21 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1] / "streamwsi"
 # Each of these may import those before it.
 ENGINE = ["lazy_imports", "errors", "functions", "boxes", "geometry", "limits", "slides"]
-ENGINE += ["manifests"]
-ENGINE += [
-    "resolutions",
-    "chunks",
-    "values",
-    "resampling",
-    "blocks",
-    "worker_child",
-    "zygote_child",
-    "zygote",
-    "paces",
-    "workers",
-]
-ENGINE += ["stages", "reports", "links", "batches", "touched", "budgets", "resampled_readers"]
-ENGINE += ["lanes", "plugins", "stage_tables", "pipelines", "runs"]
+ENGINE += ["manifests", "resolutions", "chunks", "values", "resampling", "blocks", "worker_child"]
+ENGINE += ["zygote_child", "zygote", "paces", "workers", "stages", "reports", "links", "batches"]
+ENGINE += ["touched", "budgets", "resampled_readers", "lanes", "plugins", "stage_tables"]
+ENGINE += ["pipelines", "runs"]
 ENGINE += ["mixing", "slots", "streams", "torch_dataset"]
 VALUES, FRAME = ENGINE[: ENGINE.index("blocks")], ENGINE[: ENGINE.index("links")]
 FORMATS = ["pdmcsv", "heatmaps", "blending", "mosaics", "tissue"]

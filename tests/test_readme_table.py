@@ -18,6 +18,35 @@ def rows() -> list[list[str]]:
     return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[2:]]
 
 
+PYDMED = [
+    "SlidingWindowDL",
+    "mininterval_loadnewbigchunk",
+    "type_bigchunkloader",
+    "type_smallchunkcollector",
+    "tfms_onsmallchunkcollection",
+    "tfms",
+    "process_pieceofstream",
+    "get_flag_finishcollecting",
+    "saveall",
+    "accum",
+    "stream_to_file",
+    "StreamWriter",
+    "fname_tosave",
+    "waiting_time_before_flush",
+    "flag_visualizestats",
+    "Tensor3DtoPdmcsvrow",
+    "pdmcsvtoarray",
+    "DefaultWSIxyWHvaltoRasterPoints",
+    "scale_upsampleraster",
+]
+
+
+def test_coming_from_pydmed_names_everything() -> None:
+    section = (ROOT / "README.md").read_text().split("## Coming from PyDmed")[1].split("\n## ")[0]
+    left = "\n".join(line.split(" | ")[0] for line in section.splitlines())
+    assert [name for name in PYDMED if not re.search(rf"\b{name}\b", left)] == []
+
+
 def functions() -> set[str]:
     """Names of all test functions beside this file."""
     return {

@@ -71,6 +71,8 @@ STAGES = [
     ("sampler", PerSlide(WINDOWS, {"a": Masked(WINDOWS, TissueMask()), "type": SlidingWindow(8)})),
     ("sampler", PerSlide(WINDOWS, {'ü "1".x': SlidingWindow(8), "[b]": RandomPatches(3)})),
     ("sampler", RandomPatches(5, weights=weighted)),
+    ("sampler", RandomPatches(5, 64, weights=TissueMask())),
+    ("sampler", RandomPatches(5, 64, weights=FileMask("a.png"))),
     ("processor", redness),
     ("processor", FunctionProcessor(plain, batch_size=3, where="processes")),
     ("processor", Together(MODEL, Transformed(redness, window=negative))),
@@ -97,8 +99,6 @@ def test_stages_that_hold_others_come_back_as_they_were(role: str, stage: Any) -
     made = pipeline(**{role: stage})
     back = from_toml(to_toml(made))
     assert back == made
-    # What is not compared.
-    assert getattr(back.sampler, "weights", None) is getattr(made.sampler, "weights", None)
 
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(

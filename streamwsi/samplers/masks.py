@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
+@runtime_checkable
 class Mask(Protocol):
     """A part of a slide."""
 

@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from ..chunks import BigChunk, Plan, SmallChunks
-from ..errors import ConfigError
+from ..errors import ConfigError, ContractBroken
 from ..geometry import Size
 from ..resolutions import asked, assuming, chosen_level
-from ..slides import Level, Microns, Resolution, Slide
+from ..slides import Level, Microns, Resolution, Slide, SlideRef
+from ..stages import SlideReader
+from .masks import Mask, MaskSource
 from .patch_plans import Corners, PatchPlan
 
 __all__ = ["RandomPatches"]
 
 _Floats = npt.NDArray[np.float64]
+Weights = npt.NDArray[Any] | Callable[[Slide], npt.NDArray[Any]] | Mask | MaskSource
+
+_CELLS = 1024
+"""Cells along the longer side of the grid that a mask is laid on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,8 @@ class RandomPatches:
     Without weights every place where the window fits is as likely as any other. Weights are a
     2-D array (a tissue mask, say) that is laid over the whole level, cell (r, c) of R×C over
     rows ``r·height/R …`` and columns ``c·width/C …``; a place is then as likely as the weight
-    of the cell that holds the window's centre pixel ``(x + width // 2, y + height // 2)``.
+    of the cell that holds the window's centre pixel ``(x + width // 2, y + height // 2)``. A mask
+    (`TissueMask()`, say) weighs the cells of a grid by their share of it.
 
     Attributes:
         count: windows per slide.
@@ -44,8 +52,9 @@ class RandomPatches:
         level: what to read: the index of a pyramid level (0 where neither it nor `mpp` is given),
             or another resolution, as in `SlidingWindow`.
         seed: another seed gives other places.
-        weights: bool or numbers, ``(rows, columns)``, none negative; or a function that returns
-            them for a `Slide`.
+        weights: bool or numbers, ``(rows, columns)``, none negative; a function that returns
+            them for a `Slide`; or a mask of `streamwsi.samplers`, which is made from the slide's
+            pixels where it has to be.
         mpp: size of the windows' pixels in micrometres, instead of `level`.
         tolerance: a level that is this close to the pixel size, relative, is taken as it is.
         assume_mpp: micrometres of a level-0 pixel of slides that do not say it.
@@ -59,8 +68,8 @@ class RandomPatches:
     kernel_size: int | tuple[int, int] = 256
     level: Resolution | None = field(default=None, metadata={"role": "function"})
     seed: int = 0
-    weights: npt.NDArray[Any] | Callable[[Slide], npt.NDArray[Any]] | None = field(
-        default=None, compare=False, metadata={"role": "function"}
+    weights: Weights | None = field(
+        default=None, compare=False, metadata={"role": "mask", "function": True}
     )
     mpp: float | None = None
     tolerance: float = 0.02
@@ -82,7 +91,7 @@ class RandomPatches:
         if self.seed < 0:
             raise ConfigError(f"the seed must be 0 or more, not {self.seed}")
         identity: object = self.weights
-        if self.weights is not None and not callable(self.weights):
+        if not (self.weights is None or callable(self.weights) or _is_mask(self.weights)):
             checked = _checked(self.weights, "the weights")
             object.__setattr__(self, "weights", checked)
             identity = _digest(checked)
@@ -106,10 +115,21 @@ class RandomPatches:
             return Microns(self.mpp)
         return Level(self.level or 0) if isinstance(self.level, int | None) else self.level
 
+    def needs_pixels(self, slide: SlideRef) -> bool:
+        """Whether the weights are a mask that has to be made for the slide."""
+        return isinstance(self.weights, MaskSource)
+
+    async def prepare(self, reader: SlideReader, memory: int) -> RandomPatches:
+        """The same sampler with a mask that needs no pixels any more."""
+        if not isinstance(self.weights, MaskSource):
+            return self
+        return replace(self, weights=await self.weights.prepare(reader, memory))
+
     def plan(self, slide: Slide) -> PatchPlan:
         """The windows of a slide.
 
         Raises:
+            ContractBroken: the weights are made from pixels, and `prepare` was not called.
             LevelNotFound: the slide lacks the level.
             ConfigError: the kernel is beyond the level, the weights leave no place, or the slide
                 cannot have the resolution.
@@ -156,8 +176,15 @@ class RandomPatches:
                 yield SmallChunks(index, pixels, np.array([valid]), chunk)
 
     def _weights(self, slide: Slide) -> _Floats | None:
-        weights = self.weights(slide) if callable(self.weights) else self.weights
-        return None if weights is None else _checked(weights, f"{slide.ref.uri}: the weights")
+        weights = self.weights
+        if isinstance(weights, MaskSource):
+            raise ContractBroken(
+                f"{type(weights).__name__} must be prepared with the slide's reader"
+            )
+        if isinstance(weights, Mask):
+            return _shares(weights, slide.level(0).size)
+        made = weights(slide) if callable(weights) else weights
+        return None if made is None else _checked(made, f"{slide.ref.uri}: the weights")
 
     def _uniform(self, slide: Slide, columns: int) -> _Floats:
         """Numbers in [0, 1), ``(columns, count)``, of the seed and the slide's id."""
@@ -214,6 +241,25 @@ def _checked(weights: Any, whose: str) -> _Floats:
         raise ConfigError(f"{whose} must be finite numbers, none below zero")
     array.flags.writeable = False
     return array
+
+
+def _is_mask(weights: object) -> TypeGuard[Mask | MaskSource]:
+    return isinstance(weights, Mask | MaskSource)
+
+
+def _shares(mask: Mask, base: Size) -> _Floats:
+    """The share that a mask has of each cell of a grid over the slide."""
+    cell = max(1.0, max(base) / _CELLS)
+    columns, rows = round(base.width / cell) or 1, round(base.height / cell) or 1
+    lefts, tops = (
+        np.linspace(0, extent, count + 1)
+        for extent, count in ((base.width, columns), (base.height, rows))
+    )
+    shares = [
+        mask.shares(base, top, bottom, lefts[:-1], lefts[1:])
+        for top, bottom in pairwise(tops.tolist())
+    ]
+    return np.stack(shares).clip(0, 1)
 
 
 def _digest(weights: _Floats) -> str:

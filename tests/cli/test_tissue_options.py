@@ -97,6 +97,12 @@ def test_regions_of_interest(slide: Path, tmp_path: Path, everything: Any) -> No
     kept = shares >= 0.3
     options = ("--roi", tmp_path / "roi.geojson", "--tissue-fraction", 0.3)
     check(heatmap(slide, tmp_path / "out", *options), tmp_path / "out", kept, everything)
+    # A mask of tissue may be outlines, or a TIFF of any size, as well.
+    tifffile.imwrite(tmp_path / "mask.tif", fine.astype(np.uint8))
+    for name in ("roi.geojson", "mask.tif"):
+        out = tmp_path / name.split(".")[1]
+        options = ("--tissue", tmp_path / name, "--tissue-fraction", 0.3)
+        check(heatmap(slide, out, *options), out, kept, everything)
 
 
 def test_auto_finds_what_the_picture_shows(slide: Path, tmp_path: Path, everything: Any) -> None:

@@ -188,6 +188,31 @@ def test_shares_are_shapelys_and_those_of_counted_points(
     assert shares.max() <= 1 + 1e-9
 
 
+rings = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=3, max_size=6)
+polygons = st.tuples(rings, st.lists(rings, max_size=2)).map(lambda p: shapely.Polygon(*p))
+valid = polygons.filter(lambda polygon: polygon.is_valid and polygon.area > 0)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(several=st.lists(valid, min_size=1, max_size=3), top=st.integers(-3, 38))
+def test_holes_and_several_polygons_are_shapelys(
+    tmp_path_factory: pytest.TempPathFactory, several: list[Any], top: int
+) -> None:
+    """One by one, and as a multipolygon where they do not overlap."""
+    documents = [[feature(shapely.geometry.mapping(polygon)) for polygon in several]]
+    multi = shapely.MultiPolygon(several)
+    if multi.is_valid:
+        documents.append(shapely.geometry.mapping(multi))
+    lefts = np.arange(-4, 41, 5, dtype=np.float64)
+    union = shapely.union_all(several)
+    for document in documents:
+        found = outlines(tmp_path_factory.mktemp("roi"), document)
+        shares = found.shares(Size(40, 40), top, top + 7, lefts, lefts + 7)
+        for left, share in zip(lefts, shares, strict=True):
+            window = shapely.box(left, top, left + 7, top + 7)
+            assert share == pytest.approx(union.intersection(window).area / 49, abs=1e-9)
+
+
 def test_a_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shapely", None)
     with pytest.raises(ConfigError, match=r'pip install "streamwsi\[tissue\]"'):

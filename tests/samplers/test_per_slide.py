@@ -19,7 +19,7 @@ from streamwsi.processors import processor
 from streamwsi.samplers import Masked, PerSlide, RandomPatches, SlidingWindow, TissueMask
 from streamwsi.samplers.masks import ArrayMask
 from streamwsi.sinks import Pdmcsv
-from streamwsi.slides import SlideRef
+from streamwsi.slides import Microns, Slide, SlideRef
 from streamwsi.sources.memory import MemorySource
 from streamwsi.stages import Sampler, SlideReader
 from streamwsi.testing.outputs import tree
@@ -107,6 +107,18 @@ async def test_a_slide_is_looked_at_first_only_where_a_mask_needs_it(
     sampler: Sampler, times: int, tmp_path: Path
 ) -> None:
     assert await written(sampler, tmp_path, "a") == {"a": times}
+
+
+async def test_a_level_may_be_a_function_of_the_slide(tmp_path: Path) -> None:
+    """To the bytes of the level that it returns."""
+
+    def chosen(slide: Slide) -> Any:
+        return Microns(1.1) if slide.ref.id == "b" else 0
+
+    await written(SlidingWindow(16, level=chosen), tmp_path / "function", *"ab")
+    await written(SlidingWindow(16), tmp_path / "alone", "a")
+    await written(SlidingWindow(16, mpp=1.1), tmp_path / "alone", "b")
+    assert tree(tmp_path / "function") == tree(tmp_path / "alone")
 
 
 async def test_training_streams_mix_the_samplers_windows() -> None:

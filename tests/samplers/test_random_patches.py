@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,13 +22,18 @@ from streamwsi.pdmcsv.reader import read
 from streamwsi.pipelines import Pipeline
 from streamwsi.processors.function import processor
 from streamwsi.runs import run
+from streamwsi.samplers.masks import ArrayMask
 from streamwsi.samplers.patch_plans import PatchPlan, panel_widths
 from streamwsi.samplers.random_patches import RandomPatches
+from streamwsi.samplers.tissue_mask import TissueMask
 from streamwsi.sinks.memory import MemorySink
 from streamwsi.sinks.pdmcsv import Pdmcsv
 from streamwsi.slides import Mpp, Pyramid, PyramidLevel, Slide, SlideRef
+from streamwsi.sources.tiff import TiffSource
+from streamwsi.streams import stream_batches
 from streamwsi.testing.faults import ScriptedSource
-from streamwsi.testing.synthetic import slide_array
+from streamwsi.testing.synthetic import slide_array, write_slide
+from streamwsi.tissue import tissue_mask
 
 
 def slide(size: Size, tile: int = 16, id_: str = "a", mpp: float | None = None) -> Slide:
@@ -147,6 +153,48 @@ def test_weights_by_a_function() -> None:
     assert by_array.plan(slide(Size(1000, 500))).config == by_function.config
     assert corners(by_array.plan(slide(Size(1000, 500)))) == corners(by_function)
     assert max(x for x, _ in corners(by_function)) < 490
+
+
+def test_a_mask_weighs_by_its_share_of_the_area() -> None:
+    pixels = np.zeros((60, 100), np.bool_)
+    pixels[6:9, 50:81] = True
+    plan = RandomPatches(300, 20, seed=2, weights=ArrayMask(pixels)).plan(slide(Size(1000, 600)))
+    assert all(500 <= x + 10 < 810 and 60 <= y + 10 < 90 for x, y in corners(plan))
+    assert len({x for x, _ in corners(plan)}) > 100
+    # Half a mask's cell has half the chance.
+    base, halves = Size(4096, 2048), np.array([[True, False]])
+    mask = ArrayMask(halves, extent=(2 * 1002.0, 2048.0))  # up to the middle of a cell of 4
+    left = RandomPatches(40_000, 1, seed=3, weights=mask).plan(slide(base))
+    columns = np.bincount([x // 4 for x, _ in corners(left)], minlength=1024)
+    assert not columns[251:].any()
+    whole = columns[:250].mean()
+    assert abs(columns[250] - whole / 2) < 5 * np.sqrt(whole)
+
+
+async def test_patches_on_the_tissue_of_each_slide(tmp_path: Path) -> None:
+    """Found in the slide itself; the same ones each time."""
+    write_slide(tmp_path / "a.svs", Size(2000, 1500), levels=2)
+    sampler = RandomPatches(60, 32, seed=4, weights=TissueMask())
+    seen = []
+    for _ in range(2):
+        async with stream_batches(
+            TiffSource(), sampler, [tmp_path / "a.svs"], epochs=1, batch_size=30
+        ) as stream:
+            seen.append([place.box async for batch in stream for place in batch.places])
+    assert seen[0] == seen[1]
+    level = tifffile.imread(tmp_path / "a.svs")
+    found = tissue_mask(level)
+    on = [found[box.y + 16, box.x + 16] for box in seen[0]]
+    assert 0.15 < found.mean() < 0.7
+    # The run looks at the slide from the coarsest level that is large enough: this one.
+    assert np.mean(on) > 0.97
+
+
+def test_a_mask_from_pixels_must_be_prepared() -> None:
+    with pytest.raises(ContractBroken, match="TissueMask must be prepared"):
+        RandomPatches(5, 20, weights=TissueMask()).plan(slide(Size(100, 100)))
+    assert RandomPatches(5, weights=TissueMask()) == RandomPatches(5, weights=TissueMask())
+    assert RandomPatches(5, weights=TissueMask()) != RandomPatches(5)
 
 
 def test_samplers_compare_by_their_weights() -> None:

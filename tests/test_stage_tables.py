@@ -94,7 +94,7 @@ def pipeline(**stages: Any) -> Pipeline[Any]:
     return Pipeline(**(defaults | stages))
 
 
-@pytest.mark.parametrize(("role", "stage"), STAGES, ids=lambda x: str(x)[:60])
+@pytest.mark.parametrize(("role", "stage"), STAGES)
 def test_stages_that_hold_others_come_back_as_they_were(role: str, stage: Any) -> None:
     made = pipeline(**{role: stage})
     back = from_toml(to_toml(made))
@@ -221,7 +221,7 @@ def test_a_pipeline_from_toml_writes_the_bytes_of_the_one_in_python(tmp_path: Pa
         ),
         (
             {"sampler": RandomPatches(3, weights=np.ones((2, 2)))},
-            r"sampler\.weights holds a ndarray, which TOML cannot name",
+            r"sampler\.weights cannot go to TOML: ndarray is not offered as a mask",
         ),
     ],
 )

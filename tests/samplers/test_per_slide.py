@@ -22,6 +22,7 @@ from streamwsi.sinks import Pdmcsv
 from streamwsi.slides import Microns, Slide, SlideRef
 from streamwsi.sources.memory import MemorySource
 from streamwsi.stages import Sampler, SlideReader
+from streamwsi.streams import TrainingStream
 from streamwsi.testing.outputs import tree
 from streamwsi.testing.synthetic import slide_array
 from streamwsi.workers import Workers
@@ -121,12 +122,9 @@ async def test_a_level_may_be_a_function_of_the_slide(tmp_path: Path) -> None:
     assert tree(tmp_path / "function") == tree(tmp_path / "alone")
 
 
-async def test_training_streams_mix_the_samplers_windows() -> None:
-    own = OWN | {"a": RandomPatches(9, 16, seed=3)}
-    sampler = PerSlide(SlidingWindow(16), own | {"c": Masked(SlidingWindow(16), MASK)})
-    source = Counting()
-    boxes: dict[str, list[Any]] = {id_: [] for id_ in "abc"}
-    async with stream_batches(
+def streamed(source: Counting, sampler: Sampler) -> AbstractAsyncContextManager[TrainingStream]:
+    """One epoch of all slides."""
+    return stream_batches(
         source,
         sampler,
         REFS,
@@ -134,7 +132,15 @@ async def test_training_streams_mix_the_samplers_windows() -> None:
         shuffle_buffer=20,
         epochs=1,
         limits=Limits(slides=3, worker_kind="inline", memory="64 MiB"),
-    ) as stream:
+    )
+
+
+async def test_training_streams_mix_the_samplers_windows() -> None:
+    own = OWN | {"a": RandomPatches(9, 16, seed=3)}
+    sampler = PerSlide(SlidingWindow(16), own | {"c": Masked(SlidingWindow(16), MASK)})
+    source = Counting()
+    boxes: dict[str, list[Any]] = {id_: [] for id_ in "abc"}
+    async with streamed(source, sampler) as stream:
         async for batch in stream:
             for pixels, place, slide in zip(batch.pixels, batch.places, batch.slides, strict=True):
                 boxes[place.slide.id].append(place.box)
@@ -153,15 +159,8 @@ async def test_training_streams_mix_the_samplers_windows() -> None:
 
 async def test_training_streams_prepare_what_needs_pixels() -> None:
     source = Counting()
-    async with stream_batches(
-        source,
-        PerSlide(SlidingWindow(16), {"b": Masked(SlidingWindow(16), FromPixels())}),
-        REFS,
-        batch_size=8,
-        shuffle_buffer=20,
-        epochs=1,
-        limits=Limits(slides=3, worker_kind="inline", memory="64 MiB"),
-    ) as stream:
+    sampler = PerSlide(SlidingWindow(16), {"b": Masked(SlidingWindow(16), FromPixels())})
+    async with streamed(source, sampler) as stream:
         seen = Counter([place.slide.id async for batch in stream for place in batch.places])
     assert source.opened == {"a": 1, "b": 2, "c": 1}
     assert 0 < seen["b"] < seen["a"] < seen["c"]

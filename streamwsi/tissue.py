@@ -169,14 +169,21 @@ def _flattened(density: Floats, scanned: Bools) -> Floats:
     for _ in range(_FITS):
         if not _all_over(x[glass], y[glass]):
             return density
-        surface = terms @ np.linalg.lstsq(terms[glass], mean[glass], rcond=None)[0]
-        glass = mean - surface < _UNEVEN
-    fit = np.linalg.lstsq(terms[glass], some[glass], rcond=None)[0].astype(np.float32)
+        glass = mean - terms @ _fitted(terms[glass], mean[glass]) < _UNEVEN
+    fit = _fitted(terms[glass], some[glass]).astype(np.float32)
     rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
     columns = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
     flat: Floats = density - (fit[0] + fit[1] * columns + fit[3] * columns * columns)
     flat -= fit[2] * rows + fit[4] * rows * columns + fit[5] * rows * rows
     return flat
+
+
+def _fitted(terms: npt.NDArray[np.float64], values: Floats) -> npt.NDArray[np.float64]:
+    """Coefficients, rounded far below what matters: a resumed run must find the same mask, also
+    where the linear algebra sums in another order (on fewer threads, say).
+    """
+    fit = np.linalg.lstsq(terms, values.astype(np.float64), rcond=None)[0]
+    return np.asarray(fit, np.float64).round(6)
 
 
 def _all_over(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> bool:

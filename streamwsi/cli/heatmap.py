@@ -64,7 +64,7 @@ def heatmap(
         typer.Option(
             metavar="mean|gaussian|max|crop|last",
             help="What becomes of a heatmap's cells where the maps of several windows overlap.",
-            show_default="mean",
+            show_default="mean; crop with a halo",
         ),
     ] = None,
     dtype: Annotated[
@@ -200,7 +200,13 @@ def heatmap(
         )
         source = _source(invalid)
         writing = Writing.read(
-            sink or ["zarr"], output, out, blend=blend, dtype=dtype, feature_dtype=feature_dtype
+            sink or ["zarr"],
+            output,
+            out,
+            blend=blend,
+            dtype=dtype,
+            feature_dtype=feature_dtype,
+            halo=bool(halo),
         )
         listed = find_slides(slides, source.accepts)
         sampler = per_slide(

@@ -42,6 +42,7 @@ class Writing:
         blend: str | None = None,
         dtype: str | None = None,
         feature_dtype: str | None = None,
+        halo: bool = False,
     ) -> Writing:
         """What the options mean.
 
@@ -51,6 +52,7 @@ class Writing:
             out: the folder.
             blend, dtype: of heatmaps in zarr; None is the sink's default.
             feature_dtype: of features.
+            halo: whether windows have one, which is there to be cropped.
 
         Raises:
             ConfigError: an option means nothing.
@@ -68,7 +70,7 @@ class Writing:
             if value is not None and not {*wanted} & {*kinds}:
                 many = "s" if len(kinds) > 1 else ""
                 raise ConfigError(f"{option} is for the sink{many} {' and '.join(kinds)}")
-        heatmap = _given(blend=blend, dtype=dtype)
+        heatmap = _given(blend=blend or ("crop" if halo else None), dtype=dtype)
         features = _given(dtype=feature_dtype)
         sinks = {kind: _made(kind, out, heatmap, features) for kind in wanted}
         outputs = tuple(dict.fromkeys(wanted.values()))

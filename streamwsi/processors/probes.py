@@ -21,8 +21,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .base import first_line
+from ..errors import ConfigError, first_line
+
 
 __all__ = ["Probe", "Unfit", "runnable"]
 

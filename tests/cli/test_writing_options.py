@@ -133,3 +133,17 @@ def test_outputs_by_number(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     with h5py.File(folder / "out" / "slide.h5") as file:
         assert file["features"].shape == (2, 6)
+
+
+def test_a_halo_is_cropped_unless_another_blend_is_asked_for() -> None:
+    for blend, expected in ((None, "crop"), ("mean", "mean")):
+        writing = Writing.read(["zarr"], None, OUT, blend=blend, halo=True)
+        assert writing.sink == HeatmapZarr(str(OUT), blend=expected)  # type: ignore[arg-type]
+    assert Writing.read(["zarr"], None, OUT).sink == HeatmapZarr(str(OUT))
+
+
+@pytest.mark.parametrize("option", ["blend", "dtype"])
+def test_options_of_heatmaps_need_one(option: str) -> None:
+    settings: dict[str, Any] = {option: "max" if option == "blend" else "labels"}
+    with pytest.raises(ConfigError, match=f"--{option} is for the sink zarr"):
+        Writing.read(["pdmcsv"], None, OUT, **settings)

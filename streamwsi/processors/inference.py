@@ -157,6 +157,8 @@ class Inference:
         if self._device.type == "cuda":
             torch.cuda.set_stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
         elif at_once > 1:
+            # Asked first, for a thread's first operation takes over what another one has set.
+            torch.get_num_threads()
             torch.set_num_threads(1)
 
     def compute(self, batch: Batch) -> npt.NDArray[Any]:

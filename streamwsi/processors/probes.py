@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, first_line
 
-
 __all__ = ["Probe", "Unfit", "runnable"]
 
 Net = Callable[[Tensor], Tensor]

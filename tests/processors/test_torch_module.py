@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from streamwsi.chunks import Batch
 from streamwsi.errors import CannotProcess, ConfigError
 from streamwsi.limits import Limits
 from streamwsi.processors import TorchModule
-from streamwsi.processors.inference import device_for
+from streamwsi.processors.inference import Inference, device_for
 from streamwsi.processors.model_inputs import InputBuffer
 from streamwsi.workers import open_workers
 
@@ -374,3 +375,34 @@ async def test_slides_with_other_windows_share_a_model(make_batches: Any, window
     for number, pixels in lanes.items():
         expected = pixels.mean((1, 2)) / 255
         np.testing.assert_allclose(np.concatenate(found[number]), expected, atol=1e-6)
+
+
+def test_threads_of_a_model_keep_their_number_of_torchs_own() -> None:
+    """A thread's first operation takes over what any thread has set last: sums would be cut
+    elsewhere, and their last bits differ."""
+    inference = Inference(Lambda(), 4, "cpu", None, None, None)
+    before, found = torch.get_num_threads(), []
+    entered, changed = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        inference.enter_thread(2)
+        entered.set()
+        changed.wait(10)
+        (torch.zeros(10) + 1).sum()
+        found.append(torch.get_num_threads())
+
+    def change() -> None:
+        torch.set_num_threads(3)
+
+    try:
+        one, other = threading.Thread(target=compute), threading.Thread(target=change)
+        one.start()
+        entered.wait(10)
+        other.start()
+        other.join()
+        changed.set()
+        one.join()
+    finally:
+        torch.set_num_threads(before)
+        inference.close()
+    assert found == [1]

@@ -29,7 +29,7 @@ from .errors import ConfigError, WorkerDied
 from .limits import Limits, WorkerKind
 from .paces import Pace
 from .worker_child import describe
-from .zygote import Child, Zygote
+from .zygote import Child, NotTaken, Zygote
 
 __all__ = ["DecodesInWorkers", "Workers", "open_workers", "worker_modules"]
 
@@ -116,14 +116,19 @@ class Workers:
             return self._attempt(request)
 
     def _attempt(self, request: bytes) -> bytes:
-        child = self._taken()
-        try:
-            answer = child.call(request, self._timeout_s)
-        except WorkerDied:
-            self._children.discard(child)
-            raise
-        self._idle.append(child)
-        return answer
+        # Each idle worker may turn out to be dead, and a new one as well; but not for ever.
+        for last in (*(False for _ in range(self.count + 1)), True):
+            child = self._taken()
+            try:
+                answer = child.call(request, self._timeout_s)
+            except WorkerDied as error:
+                self._children.discard(child)
+                if last or self._closed or not isinstance(error, NotTaken):
+                    raise
+            else:
+                self._idle.append(child)
+                return answer
+        raise AssertionError("the last turn returns or raises")
 
     def _taken(self) -> Child:
         """An idle worker, or a new one; those that died while idle are forgotten."""

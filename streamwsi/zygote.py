@@ -22,7 +22,7 @@ from . import zygote_child
 from .blocks import Arena
 from .errors import ConfigError, WorkerDied
 
-__all__ = ["Child", "Zygote"]
+__all__ = ["Child", "NotTaken", "Zygote"]
 
 _ANSWER_S = 120.0
 """How long a zygote may take for its imports, or for a fork."""
@@ -128,6 +128,10 @@ class Zygote:
         self._control.close()
 
 
+class NotTaken(WorkerDied):
+    """The process was dead before it took the call: it died while idle."""
+
+
 class Child:
     """The parent's side of one worker process; made by `Zygote.start`."""
 
@@ -146,6 +150,7 @@ class Child:
 
         Raises:
             WorkerDied: the process ended or took too long; it is dead now.
+            NotTaken: it did not even read the request.
         """
         try:
             self._connection.send_bytes(request)
@@ -153,6 +158,10 @@ class Child:
                 self.end()
                 raise WorkerDied(f"a worker was killed because a job took over {timeout_s:g} s")
             return self._connection.recv_bytes()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            # The kernel says so where a socket was closed with the request unread.
+            self.end()
+            raise NotTaken("a worker process ended before it took a job") from error
         except (EOFError, OSError) as error:
             code = self.end()
             how = "with its zygote" if code is None else f"with status {code}"

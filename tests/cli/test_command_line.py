@@ -234,8 +234,9 @@ def test_interrupt_ends_cleanly_and_the_same_command_completes(tmp_path: Path) -
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     output = tmp_path / "out" / "larger.zarr"
     wait_for(lambda: (output / "0" / "zarr.json").exists())
-    workers = children(process.pid)
-    assert len(workers) == 2
+    (zygote,) = children(process.pid)
+    wait_for(lambda: len(children(zygote)) == 2)
+    workers = [zygote, *children(zygote)]
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     _, errors = process.communicate(timeout=30)

@@ -80,7 +80,7 @@ async def interrupted(pipeline: Pipeline[Any], slides: list[Path], limits: Limit
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job[0].__name__}-{job[1].__name__}")
 @settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(LIMITS, st.integers(1, 200)), max_size=3), LIMITS)
 def test_the_same_bytes_whatever_limits_worker_kind_and_interruptions(

@@ -187,7 +187,7 @@ async def merged(folder: Path, sink: HeatmapZarr, case: Case, batch: int) -> Pat
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-@settings(deadline=None, max_examples=30, phases=GENERATE)
+@settings(deadline=None, max_examples=12, phases=GENERATE)
 @given(case=cases(), batch=st.integers(1, 9))
 async def test_each_cell_is_what_the_whole_level_in_float64_gives(
     tmp_path_factory: pytest.TempPathFactory, blend: Any, case: Case, batch: int
@@ -204,7 +204,7 @@ async def test_each_cell_is_what_the_whole_level_in_float64_gives(
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-@settings(deadline=None, max_examples=15, phases=GENERATE)
+@settings(deadline=None, max_examples=6, phases=GENERATE)
 @given(case=cases(), constant=st.floats(-1e6, 1e6, width=32))
 async def test_constant_in_is_constant_out(
     tmp_path_factory: pytest.TempPathFactory, blend: Any, case: Case, constant: float
@@ -219,7 +219,7 @@ async def test_constant_in_is_constant_out(
     assert known.size
 
 
-@settings(deadline=None, max_examples=25, phases=GENERATE)
+@settings(deadline=None, max_examples=12, phases=GENERATE)
 @given(
     case=cases(),
     blend=st.sampled_from(BLENDS),

@@ -316,7 +316,7 @@ def test_a_recipe_of_its_own(tmp_path: Path) -> None:
     assert repr(tee) == f"Tee({HeatmapZarr(tmp_path, 4)!r}, {Pdmcsv(tmp_path)!r})"
     assert tee.config == {
         "type": "tee",
-        "sinks": [{"type": "heatmap-zarr", "chunk": 4}, {"type": "pdmcsv"}],
+        "sinks": [dict(HeatmapZarr(tmp_path, 4).config), {"type": "pdmcsv"}],
     }
     assert tee.memory(PLAN, None) == sum(sink.memory(PLAN, None) for sink in (tee.sinks))  # type: ignore[attr-defined]
 

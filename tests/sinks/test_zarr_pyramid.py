@@ -220,7 +220,7 @@ async def test_memory_does_not_grow_with_the_map(
         monkeypatch.setattr(f"streamwsi.sinks.pyramids.{name}", 1 << 18)
     cut = Chunking((1, 128, 128), shards)
     peaks = []
-    for side in (512, 1024):
+    for side in (1024, 2048):
         root = tmp_path / str(side)
         row = np.random.default_rng(0).random((2, 512, side), np.float32)
         await make(root, np.tile(row, (1, side // 512, 1)), cut)

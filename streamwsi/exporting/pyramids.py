@@ -1,20 +1,22 @@
 """A heatmap's levels for a pyramid, tile by tile; those that it lacks are made from its last one.
 
 Each further level halves the one before: a cell is the mean of those of 2 × 2 cells that are not
-NaN; of labels it is the upper left one. The levels made here lie in a file meanwhile, so that each
-is computed once.
+NaN; of labels it is the most frequent one (`streamwsi.sinks.pyramids`). The levels made here lie in
+a file meanwhile, so that each is computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..sinks.pyramids import most_frequent_of_cells
 from .heatmap import Heatmap, MapLevel
 
 __all__ = ["TILE", "Layer", "layers"]
@@ -80,7 +82,7 @@ def layers(heatmap: Heatmap, folder: Path) -> list[Layer]:
     kind = heatmap.levels[0].dtype
     dtype = np.dtype(np.float32) if kind == np.float16 else kind
     found = [Layer(level.shape, dtype, _stored(level, dtype)) for level in heatmap.levels]
-    halved = _upper_left if heatmap.levels[0].labelled else _mean
+    halved = _halving(heatmap.levels[0].missing)
     while max(found[-1].shape[1:]) > TILE:
         finer = found[-1]
         channels, rows, columns = finer.shape
@@ -120,8 +122,11 @@ def _half(read: Read, shape: tuple[int, int, int], halved: Callable[[Pixels], Pi
     return read_half
 
 
-def _upper_left(pixels: Pixels) -> Pixels:
-    return pixels[::2, ::2]
+def _halving(missing: int | None) -> Callable[[Pixels], Pixels]:
+    """Makes a level from the one before; labels have a value that is missing."""
+    if missing is None:
+        return _mean
+    return partial(most_frequent_of_cells, missing=missing)
 
 
 def _mean(pixels: Pixels) -> Pixels:

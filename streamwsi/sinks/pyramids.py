@@ -2,8 +2,10 @@
 
 Each level has half the rows and columns, rounded up: cell (i, j) comes from the cells
 ``2i … 2i + 1`` × ``2j … 2j + 1``, of which the last row and column may be missing. A number is
-the mean of those of the four that are there and not NaN. A label is the first one's, for labels
-cannot be averaged; so level k shows every 2ᵏ-th label of level 0.
+the mean of those of the four that are there and not NaN. Labels cannot be averaged: one is the
+most frequent of those of the four that are there and not 0, and of several the largest. (All four
+are equally near to the new cell's centre. Always to take the same one of them would move level k
+by ``(2ᵏ - 1) / 2`` cells of level 0.)
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import numpy.typing as npt
 from .chunking import Chunking
 
 __all__ = [
-    "first_of_cells",
     "level_shapes",
     "mean_of_cells",
+    "most_frequent_of_cells",
     "piece",
     "pyramid_bytes",
     "widened",
@@ -86,9 +88,26 @@ def _mean_of_four(cells: Cells) -> Cells:
     return total.astype(cells.dtype)
 
 
-def first_of_cells(cells: Cells) -> Cells:
-    """The next level of ``(…, rows, columns)`` labels."""
-    return cells[..., ::2, ::2]
+def most_frequent_of_cells(cells: Cells, missing: int = 0) -> Cells:
+    """The next level of ``(…, rows, columns)`` labels.
+
+    Args:
+        cells: of any integer dtype.
+        missing: the label of cells that nothing was computed for.
+    """
+    odd = [(0, 0)] * (cells.ndim - 2) + [(0, n % 2) for n in cells.shape[-2:]]
+    cells = np.pad(cells, odd, constant_values=missing)
+    corners = [cells[..., i::2, j::2] for i, j in np.ndindex(2, 2)]
+    best = np.full(corners[0].shape, missing, cells.dtype)
+    most = np.zeros(best.shape, np.uint8)
+    for label in corners:
+        count = np.zeros(best.shape, np.uint8)
+        for other in corners:
+            count += label == other
+        count[label == missing] = 0
+        better = (count > most) | ((count == most) & (count > 0) & (label > best))
+        best[better], most[better] = label[better], count[better]
+    return best
 
 
 def widened(step: Sequence[int], shape: Sequence[int], cells: int) -> tuple[int, ...]:

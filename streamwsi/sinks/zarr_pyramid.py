@@ -26,7 +26,7 @@ from zarr.api import asynchronous
 from zarr.core.buffer import default_buffer_prototype
 
 from .chunking import Chunking
-from .pyramids import first_of_cells, level_shapes, mean_of_cells, piece, written
+from .pyramids import level_shapes, mean_of_cells, most_frequent_of_cells, piece, written
 from .zarr_arrays import DurableStore, decoding
 
 __all__ = ["build_pyramid"]
@@ -46,7 +46,7 @@ async def build_pyramid(
         store: the group's store.
         path: level 0, whole: ``(c, y, x)`` float32 or float16, or labels, ``(y, x)`` or
             ``(c, y, x)``. Its name ends with ``0``.
-        labels: whether a cell is a label, of which the nearest is taken, rather than the mean.
+        labels: whether a cell is a label, of which the most frequent is taken, rather than the mean.
         smallest: the longest side of the last level, in cells.
 
     Returns:
@@ -87,7 +87,7 @@ async def _create(
 
 
 async def _fill(source: AsyncArray[Any], target: AsyncArray[Any], *, labels: bool) -> None:
-    halve = first_of_cells if labels else mean_of_cells
+    halve = most_frequent_of_cells if labels else mean_of_cells
     cut, itemsize = Chunking(target.chunks, target.shards), target.dtype.itemsize
     made = piece(cut, target.shape, itemsize)
     for at in _tiles(_whole(target.shape), written(cut, target.shape, itemsize)):

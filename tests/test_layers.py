@@ -19,6 +19,7 @@ ENGINE += ["mixing", "slots", "streams", "torch_dataset"]
 VALUES, FRAME = ENGINE[: ENGINE.index("blocks")], ENGINE[: ENGINE.index("links")]
 FORMATS = ["pdmcsv", "heatmaps", "blending", "mosaics", "tissue"]
 STAGES = ["sources", "samplers", "processors", "sinks"]
+OUTER = ["pictures", "thumbnails", "exporting", "selftest", "testing"]
 MAY_IMPORT = {
     **{name: ENGINE[:i] for i, name in enumerate(ENGINE)},
     **dict.fromkeys([*FORMATS, "pictures"], VALUES),
@@ -26,8 +27,9 @@ MAY_IMPORT = {
     **dict.fromkeys(STAGES, FRAME + FORMATS),
     "thumbnails": FRAME,
     "exporting": [*FRAME, "pictures", "thumbnails", "sources", "sinks"],
+    "selftest": ENGINE + FORMATS + STAGES + ["exporting"],
     "testing": ENGINE + FORMATS + STAGES,
-    "cli": ENGINE + FORMATS + STAGES + ["pictures", "thumbnails", "exporting", "testing"],
+    "cli": ENGINE + FORMATS + STAGES + OUTER,
     "__init__": ENGINE,
     "__main__": ["cli"],
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from . import demo, export, heatmap, info, raster, stages, tissue
+from . import demo, export, heatmap, info, raster, selftest, stages, tissue
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,7 @@ app.command("info")(info.info)
 app.command("export")(export.export)
 app.command("raster")(raster.raster)
 app.command("tissue")(tissue.tissue)
+app.command("selftest")(selftest.selftest)
 app.command("stages")(stages.stages)
 app.command("demo")(demo.demo)
 

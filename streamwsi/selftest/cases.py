@@ -8,13 +8,13 @@ of tiles that hold a spot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from ..blending import BLENDS
-from ..samplers.sliding_window import SlidingWindow
+from ..blending import Blend
 from ..geometry import Size
+from ..samplers.sliding_window import SlidingWindow
 from ..slides import PyramidLevel, Slide
 
 __all__ = ["CELLS", "Case", "cases"]
@@ -22,6 +22,7 @@ __all__ = ["CELLS", "Case", "cases"]
 CELLS = 8
 """Cells per side of a window's map."""
 
+_BLENDS: tuple[Blend, ...] = get_args(Blend)
 _CLASSES = 200
 _SPOT, _MAP_SPOT = 8.0, 16.0
 #: Most windows and cells along a level's longer side.
@@ -56,19 +57,32 @@ class Case:
 
 
 def cases(slide: Slide) -> Iterator[Case]:
-    """All cases for a slide; those that its levels are too small for cannot be placed."""
-    for level in slide.pyramid.levels:
-        what = f"level {level.index}"
-        yield from _vectors(what, level, {"level": level.index})
-        yield from _maps(what, level, {"level": level.index})
-    yield from _edges(slide.level(0))
-    yield from _types(slide.level(0))
-    yield from _resampled(slide)
+    """All cases for a slide: level 0 with everything, the other levels and pixel sizes between them
+    with what depends on the resolution. Those that the slide is too small for cannot be placed."""
+    base = slide.level(0)
+    yield from _vectors("level 0", base, {"level": 0}, (1, 1 / 2, 3 / 4, 5 / 4))
+    yield from _maps("level 0", base, {"level": 0}, _BLENDS)
+    yield from _edges(base)
+    yield from _types(base)
+    # Pixel sizes between those of the levels: by a factor that is no integer, and by one that is.
+    mpp = slide.pyramid.mpp.x if slide.pyramid.mpp else _ASSUMED_MPP
+    others: list[tuple[str, PyramidLevel, dict[str, Any]]] = [
+        (f"level {level.index}", level, {"level": level.index})
+        for level in slide.pyramid.levels[1:]
+    ]
+    for factor in (1.3, 3.0):
+        size = Size(*(max(1, int(n / factor)) for n in base.size))
+        resolution = {"mpp": mpp * factor, "assume_mpp": _ASSUMED_MPP}
+        others.append((f"{mpp * factor:.4g} µm per pixel", replace(base, size=size), resolution))
+    for number, (what, level, resolution) in enumerate(others):
+        yield from _vectors(what, level, resolution, (1 / 2, 3 / 4))
+        blend = _BLENDS[number % len(_BLENDS)]
+        yield from _maps(what, level, resolution, (blend,))
 
 
 def _kernel(level: PyramidLevel) -> int:
     """A window for vectors: a power of two."""
-    few = max(8, _power(max(level.size) / _MOST_WINDOWS))
+    few = max(16, _power(max(level.size) / _MOST_WINDOWS))
     return min(few, max(1, _power(min(level.size) / (5 * _SPOT)) // 2))
 
 
@@ -86,98 +100,80 @@ def _power(least: float) -> int:
     return n
 
 
-def _vectors(what: str, level: PyramidLevel, resolution: dict[str, Any]) -> Iterator[Case]:
+def _vectors(
+    what: str, level: PyramidLevel, resolution: dict[str, Any], strides: Iterable[float]
+) -> Iterator[Case]:
+    """Windows that are strides apart, given in windows, and some that are not square."""
     k = _kernel(level)
-    for stride, outputs in (
-        (k, ("zarr", *_TABLES, "raster", "csv", "ome-tiff")),
-        (k // 2 or 1, ("zarr", *_TABLES, "raster", "csv", "parquet", "ome-tiff")),
-        (max(1, 3 * k // 4), ("zarr", *_TABLES, "csv", "ome-tiff")),
-        (k + max(1, k // 4), ("zarr", *_TABLES, "csv")),
-    ):
+    outputs: tuple[str, ...] = ("zarr", *_TABLES, "csv")
+    for share in strides:
+        stride = max(1, int(k * share))
+        # Of other strides the raster's cells are covered unevenly.
+        more = ("raster", "ome-tiff", "parquet") if share in (1, 1 / 2) else ()
         sampler = SlidingWindow(k, stride, **resolution)
-        yield Case(f"{what}, windows {k}, stride {stride}", sampler, _SPOT, outputs)
-    sampler = SlidingWindow((2 * k, k), (k, k // 2 or 1), **resolution)
-    outputs = "zarr", "features-zarr", "csv", "ome-tiff", "geojson"
-    windows = f"{what}, windows {2 * k}×{k}, stride {k}×{k // 2 or 1}"
+        yield Case(f"{what}, windows {k}, stride {stride}", sampler, _SPOT, (*outputs, *more))
+    half = max(1, k // 2)
+    sampler = SlidingWindow((2 * k, k), (k, half), **resolution)
+    windows = f"{what}, windows {2 * k}×{k}, stride {k}×{half}"
+    outputs = "zarr", "features-zarr", "ome-tiff", "geojson"
     yield Case(windows, sampler, _SPOT, outputs, snapped=True)
 
 
-def _maps(what: str, level: PyramidLevel, resolution: dict[str, Any]) -> Iterator[Case]:
+def _maps(
+    what: str, level: PyramidLevel, resolution: dict[str, Any], blends: Sequence[Blend]
+) -> Iterator[Case]:
+    """Maps, each blend with windows that overlap by a quarter; and side by side at level 0."""
     cell = _cell(level)
-    kernel = CELLS * cell
-    for stride in (kernel, 3 * kernel // 4):
-        sampler = SlidingWindow(kernel, stride, **resolution)
-        blends = BLENDS if stride < kernel else BLENDS[:1]
-        for blend in blends:
-            outputs: tuple[str, ...] = ("zarr",)
-            if blend == BLENDS[0]:
-                outputs = "zarr", "pdmcsv", "raster", "csv", "ome-tiff"
-            windows = f"{what}, maps of {cell}-pixel cells, stride {stride}, {blend}"
-            yield Case(windows, sampler, _MAP_SPOT, outputs, CELLS, sink={"blend": blend})
-    windows = f"{what}, maps of {cell}-pixel cells, outlines and picture"
-    sampler = SlidingWindow(kernel, kernel // 2, **resolution)
-    yield Case(windows, sampler, _MAP_SPOT, ("geojson", "png"), CELLS, snapped=True)
+    kernel, what = CELLS * cell, f"{what}, maps of {cell}-pixel cells"
+    outputs: tuple[str, ...]
+    for number, blend in enumerate(blends):
+        outputs = ("zarr",) if number else ("zarr", "pdmcsv", "csv", "ome-tiff")
+        sampler = SlidingWindow(kernel, 3 * kernel // 4, **resolution)
+        sink = {"blend": blend}
+        windows = f"{what}, stride {3 * kernel // 4}, {blend}"
+        yield Case(windows, sampler, _MAP_SPOT, outputs, CELLS, sink=sink)
+    if resolution == {"level": 0}:
+        sampler = SlidingWindow(kernel, kernel)
+        outputs = "zarr", "pdmcsv", "raster", "csv", "ome-tiff", "geojson", "png"
+        windows = f"{what}, stride {kernel}"
+        yield Case(windows, sampler, _MAP_SPOT, outputs, CELLS, snapped=True)
 
 
 def _edges(level: PyramidLevel) -> Iterator[Case]:
     """Paddings, offsets and halos."""
-    k, kernel = _kernel(level), CELLS * _cell(level)
+    k, cell = _kernel(level), _cell(level)
+    kernel = CELLS * cell
     for pad in ("white", "reflect"):
-        for offset in ((0, 0), (k // 4, k // 2)):
-            sampler = SlidingWindow(k, k // 2 or 1, padding="same", pad=pad, offset=offset)
-            windows = f"level 0, windows {k}, padding same, {pad}, offset {offset[0]},{offset[1]}"
-            yield Case(windows, sampler, _SPOT, ("zarr", *_TABLES, "csv", "ome-tiff"))
-        sampler = SlidingWindow(
-            kernel, kernel // 2, padding="same", pad=pad, offset=(kernel // 4, kernel // 8)
-        )
-        windows = f"level 0, maps, padding same, {pad}, offset {kernel // 4},{kernel // 8}"
-        yield Case(windows, sampler, _MAP_SPOT, ("zarr", "pdmcsv", "csv", "ome-tiff"), CELLS)
-    cell = kernel // CELLS
-    for windows, more in (
-        ("padding shift", {"stride": kernel // 2, "padding": "shift"}),
-        ("halo", {"halo": 2 * cell}),
-    ):
-        sampler = SlidingWindow(kernel, align=cell, **more)  # type: ignore[arg-type]
-        for blend in ("mean", "crop"):
-            outputs = ("zarr", "csv", "ome-tiff")
-            name = f"level 0, maps, {windows}, {blend}"
-            yield Case(name, sampler, _MAP_SPOT, outputs, CELLS, sink={"blend": blend})
+        edges: dict[str, Any] = {"padding": "same", "pad": pad}
+        for size, cells, radius, outputs in (
+            (k, 0, _SPOT, ("zarr", *_TABLES, "csv")),
+            (kernel, CELLS, _MAP_SPOT, ("zarr", "pdmcsv", "ome-tiff")),
+        ):
+            offset = size // 4, size // 8
+            sampler = SlidingWindow(size, max(1, size // 2), offset=offset, **edges)
+            kind = "maps" if cells else "windows"
+            windows = f"level 0, {kind} {size}, padding same, {pad}, offset {offset[0]},{offset[1]}"
+            yield Case(windows, sampler, radius, outputs, cells)
+    outputs = "zarr", "csv", "ome-tiff"
+    shift = SlidingWindow(kernel, kernel // 2, padding="shift", align=cell)
+    yield Case(f"level 0, maps {kernel}, padding shift", shift, _MAP_SPOT, outputs, CELLS)
+    halo = SlidingWindow(kernel, halo=2 * cell, align=cell)
+    windows = f"level 0, maps {kernel}, halo {2 * cell}, crop"
+    yield Case(windows, halo, _MAP_SPOT, outputs, CELLS, sink={"blend": "crop"})
 
 
 def _types(level: PyramidLevel) -> Iterator[Case]:
     """Numbers of other types, and labels."""
-    kernel = CELLS * _cell(level)
-    sampler = SlidingWindow(kernel, kernel // 2)
     outputs: tuple[str, ...] = ("zarr", "csv", "ome-tiff")
-    windows = "level 0, maps, float16"
-    yield Case(windows, sampler, _MAP_SPOT, outputs, CELLS, sink={"dtype": "float16"})
-    kernel = CELLS * _cell(level, _MOST_LABELS)
-    windows = f"level 0, maps of {kernel // CELLS}-pixel cells, labels"
-    labels = {"dtype": "labels"}
-    yield Case(
-        windows,
-        SlidingWindow(kernel),
-        _MAP_SPOT,
-        (*outputs, "geojson"),
-        CELLS,
-        _CLASSES,
-        snapped=True,
-        sink=labels,
-    )
-    k = _kernel(level)
-    windows = f"level 0, windows {k}, labels"
-    sampler = SlidingWindow(k, k // 2 or 1)
-    yield Case(windows, sampler, _SPOT, outputs, 0, _CLASSES, snapped=True, sink=labels)
-
-
-def _resampled(slide: Slide) -> Iterator[Case]:
-    """Pixel sizes between those of the levels: by an integer factor, and by one that is none."""
-    mpp = slide.pyramid.mpp.x if slide.pyramid.mpp else _ASSUMED_MPP
-    base = slide.level(0)
-    for factor in (1.3, 3.0):
-        size = Size(int(base.size.width / factor), int(base.size.height / factor))
-        resolution: dict[str, Any] = {"mpp": mpp * factor, "assume_mpp": _ASSUMED_MPP}
-        level = replace(base, size=Size(max(1, size.width), max(1, size.height)))
-        what = f"{mpp * factor:.4g} µm per pixel"
-        yield from _vectors(what, level, resolution)
-        yield from _maps(what, level, resolution)
+    kernel = CELLS * _cell(level)
+    half = SlidingWindow(kernel, kernel // 2)
+    float16 = {"dtype": "float16"}
+    yield Case(f"level 0, maps {kernel}, float16", half, _MAP_SPOT, outputs, CELLS, sink=float16)
+    labels: dict[str, Any] = {"classes": _CLASSES, "snapped": True, "sink": {"dtype": "labels"}}
+    cell, k = _cell(level, _MOST_LABELS), _kernel(level)
+    whole, half = SlidingWindow(CELLS * cell), SlidingWindow(k, max(1, k // 2))
+    # Labels are picked, not averaged: larger spots, where there is room.
+    spot = 2 * _MAP_SPOT if min(level.size) > 8 * _MAP_SPOT * cell else _MAP_SPOT
+    windows = f"level 0, maps {CELLS * cell}, labels"
+    yield Case(windows, whole, spot, (*outputs, "geojson"), CELLS, **labels)
+    yield Case(f"level 0, windows {k}, labels", half, _SPOT, outputs, **labels)

@@ -13,7 +13,7 @@ from typing import Any
 import anyio.to_thread
 
 from ..chunks import Plan
-from ..errors import ConfigError, StreamwsiError
+from ..errors import ConfigError
 from ..limits import Limits
 from ..pipelines import Pipeline
 from ..resolutions import assuming
@@ -38,6 +38,7 @@ TOLERANCE = 0.5
 """Level-0 pixels that a fiducial may be off by; it must be less."""
 
 _TINY = 1e-6
+_BATCH = 128
 _LABEL_PIXELS = 40.0
 """Labels are picked: of coarser cells than that, they do not tell where a spot is to a pixel."""
 
@@ -147,7 +148,7 @@ async def _check(slide: Slide, case: Case, missing: set[str], found: Findings) -
                 found.findings += await anyio.to_thread.run_sync(
                     _measure, case, spots, read, made[sink], empty.pyramid.mpp
                 )
-        except (StreamwsiError, ExceptionGroup) as error:
+        except Exception as error:  # an output that cannot be made or read is a finding too
             found.findings.append(Finding(case.windows, "all", math.inf, _first(error)))
 
 
@@ -166,7 +167,7 @@ async def _run(
     pipeline = Pipeline(
         source=FiducialSource(slide, spots),
         sampler=Masked(case.sampler, mask, _TINY),
-        processor=Darkness(case.cells, case.classes),
+        processor=Darkness(case.cells, case.classes, batch_size=_BATCH),
         sink=opened[0] if len(opened) == 1 else Tee(*opened),
     )
     limits = Limits(slides=1, worker_kind="threads")
@@ -179,7 +180,7 @@ def _measure(
     """The findings in one output; levels whose cells are too coarse for the spots are none."""
     least = min(min(spot.radius) for spot in spots) / FINER
     if case.classes > 1:
-        least = min(least, _LABEL_PIXELS)
+        least = min(least / 2, _LABEL_PIXELS)
     found = []
     for number, marks in enumerate(read(path, mpp)):
         if number == 0 or marks.pitch <= least * (1 + _TINY):

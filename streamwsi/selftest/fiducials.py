@@ -74,8 +74,8 @@ def paint(
             stop = min(count, int(ends[1] / scale) + 1 - starts[axis])
             parts.append(slice(first, stop))
             if first < stop:
-                edges = (np.arange(first, stop + 1) + starts[axis]) * scale
-                means.append(spot.means(axis, edges))
+                edges = np.arange(first, stop + 1, dtype=np.float64) + starts[axis]
+                means.append(spot.means(axis, edges * scale))
         if len(means) == 2:
             out[parts[1], parts[0], 0] = np.rint(WHITE * (1 - np.outer(means[1], means[0])))
 
@@ -138,14 +138,14 @@ class FiducialMask:
         """See `streamwsi.samplers.masks.Mask`."""
         return {"kind": "fiducials", "margin": [*self.margin]}
 
-    def shares(
-        self, base: Any, top: float, bottom: float, lefts: Floats, rights: Floats
-    ) -> Floats:
+    def shares(self, base: Any, top: float, bottom: float, lefts: Floats, rights: Floats) -> Floats:
         """See `streamwsi.samplers.masks.Mask`; where surroundings overlap, the sum, at most 1."""
         covered = np.zeros(len(lefts))
         for (x, y), (rx, ry) in self.fiducials:
             rx, ry = rx + self.margin[0], ry + self.margin[1]
             height = max(0.0, min(bottom, y + ry) - max(top, y - ry))
-            covered += height * np.maximum(0, np.minimum(rights, x + rx) - np.maximum(lefts, x - rx))
+            covered += height * np.maximum(
+                0, np.minimum(rights, x + rx) - np.maximum(lefts, x - rx)
+            )
         shares: Floats = np.minimum(1, covered / ((bottom - top) * (rights - lefts)))
         return shares

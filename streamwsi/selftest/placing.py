@@ -79,9 +79,7 @@ def place(plan: Plan, pitch: Pitch, radius: float, snapped: bool) -> tuple[Fiduc
     return tuple(_spots(plan, axes, radius, pitch))
 
 
-def _spots(
-    plan: Plan, axes: list[list[float]], radius: float, pitch: Pitch
-) -> list[Fiducial]:
+def _spots(plan: Plan, axes: list[list[float]], radius: float, pitch: Pitch) -> list[Fiducial]:
     """The corners and the middle of what was chosen along both axes."""
     scale = plan.level.downsample
     r = radius * pitch.size[0] * scale[0], radius * pitch.size[1] * scale[1]
@@ -96,9 +94,7 @@ def _seen(grid: Grid, axis: int, dense: bool) -> tuple[float, float]:
     """Where a spot may lie along an axis, in pixels of the level."""
     kernel, stride = grid.kernel[axis], grid.stride[axis]
     first, last, size = grid.origin[axis], grid.last[axis], grid.size[axis]
-    lo, hi = (
-        (first, last + kernel) if dense else (first + max(0, kernel - stride), last + stride)
-    )
+    lo, hi = (first, last + kernel) if dense else (first + max(0, kernel - stride), last + stride)
     if grid.pad == "reflect":  # what is mirrored must be white
         lo, hi = max(lo, kernel), min(hi, size - kernel)
     return float(max(lo, 0)), float(min(hi, size))

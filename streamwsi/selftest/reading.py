@@ -17,7 +17,14 @@ import numpy.typing as npt
 from ..slides import Mpp
 from .measuring import Marks, lattice_marks
 
-__all__ = ["features_hdf5", "features_zarr", "label_weights", "pdmcsv", "pdmcsv_raster", "zarr_image"]
+__all__ = [
+    "features_hdf5",
+    "features_zarr",
+    "label_weights",
+    "pdmcsv",
+    "pdmcsv_raster",
+    "zarr_image",
+]
 
 
 def label_weights(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -51,9 +58,10 @@ def _multiscale(path: Path, output: str, mpp: Mpp | None) -> Iterator[Marks]:
     for number, dataset in enumerate(image["datasets"]):
         values = np.asarray(zarr.open_array(str(path / dataset["path"]), mode="r"))
         at: Any = {}
-        for name, per_pixel in (("x", mpp and mpp.x), ("y", mpp and mpp.y)):
+        for name in ("x", "y"):
             axis = axes[name]
-            unit = per_pixel if image["axes"][axis].get("unit") == "micrometer" else 1.0
+            microns = image["axes"][axis].get("unit") == "micrometer"
+            unit = getattr(mpp, name) if microns else 1.0
             places = np.arange(values.shape[axis], dtype=np.float64)
             for step in dataset["coordinateTransformations"]:
                 if step["type"] == "scale":

@@ -20,9 +20,7 @@ from .reading import label_weights
 __all__ = ["csv_table", "geojson", "ome_tiff", "parquet", "png"]
 
 _THRESHOLDS = 64
-_ABOUT = re.compile(
-    r"covers (\S+) × (\S+) level-0 pixels of the slide from x (\S+), y (\S+) on"
-)
+_ABOUT = re.compile(r"covers (\S+) × (\S+) level-0 pixels of the slide from x (\S+), y (\S+) on")
 _MOST_PIXELS = 4096
 _LINE = 100
 
@@ -39,7 +37,7 @@ def ome_tiff(path: Path, mpp: Mpp | None) -> Iterator[Marks]:
         export_ome_tiff(path, made)
         with tifffile.TiffFile(made) as file:
             facts: Any = tifffile.xml2dict(file.ome_metadata or "")["OME"]["Image"]
-            planes = [level.pages[0].asarray() for level in file.series[0].levels]
+            planes = [level.asarray() for level in file.series[0].levels]
     found = _ABOUT.search(facts["Description"])
     if found is None:
         raise ValueError("the OME-TIFF's description does not say where it lies")
@@ -57,7 +55,8 @@ def ome_tiff(path: Path, mpp: Mpp | None) -> Iterator[Marks]:
             factor = [snapped_downsample(planes[0].shape[a], values.shape[a]) for a in (1, 0)]
             pitch = [size[a] * factor[a] for a in (0, 1)]
             xs, ys = (
-                corner[a] + (np.arange(values.shape[1 - a]) + 0.5) * pitch[a] for a in (0, 1)
+                corner[a] + np.arange(0.5, values.shape[1 - a], dtype=np.float64) * pitch[a]
+                for a in (0, 1)
             )
             shown = f"{output}, smaller level {number}" if number else output
             yield lattice_marks(shown, label_weights(values), xs, ys, max(pitch))
@@ -149,7 +148,7 @@ def png(path: Path, mpp: Mpp | None) -> Iterator[Marks]:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder, "map.png")
         export_png(
-            path, made, plain=True, colormap="gray_r", value_range=(0, 1), max_size=_MOST_PIXELS
+            path, made, plain=True, colormap="gray_r", value_range=(0, 1), max_size=max(64, *size)
         )
         figure = imagecodecs.png_decode(made.read_bytes())[:, :, 0]
     line = figure == _LINE

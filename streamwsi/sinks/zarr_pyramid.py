@@ -46,7 +46,7 @@ async def build_pyramid(
         store: the group's store.
         path: level 0, whole: ``(c, y, x)`` float32 or float16, or labels, ``(y, x)`` or
             ``(c, y, x)``. Its name ends with ``0``.
-        labels: whether a cell is a label, of which the most frequent is taken, rather than the mean.
+        labels: whether cells are labels: the most frequent is taken, rather than the mean.
         smallest: the longest side of the last level, in cells.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def halved(level: Array, labels: bool) -> Array:
         cells = level[c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
         finite = [float(value) for value in cells.flat if not np.isnan(value)]
         mean = sum(finite) / len(finite) if finite else np.nan
-        coarse[c, i, j] = cells[0, 0] if labels else mean
+        counts = Counter(value for value in cells.ravel().tolist() if value != 0)
+        label = max(counts, key=lambda label: (counts[label], label), default=0)
+        coarse[c, i, j] = label if labels else mean
     return coarse
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from math import ceil, prod
 from typing import Any
@@ -13,7 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from streamwsi.sinks.pyramids import first_of_cells, level_shapes, mean_of_cells, widened
+from streamwsi.sinks.pyramids import (
+    level_shapes,
+    mean_of_cells,
+    most_frequent_of_cells,
+    widened,
+)
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 
@@ -59,13 +65,36 @@ def test_each_nan_has_the_same_bytes() -> None:
     assert level.tobytes() == np.full((1, 1, 2), np.nan, np.float32).tobytes()
 
 
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 4))
-def test_level_k_shows_every_label_of_step_2_to_the_k(rows: int, columns: int, levels: int) -> None:
-    labels = np.arange(rows * columns, dtype=np.uint16).reshape(rows, columns)
-    level = labels
-    for k in range(1, levels + 1):
-        level = first_of_cells(level)
-        np.testing.assert_array_equal(level, labels[:: 2**k, :: 2**k])
+def slow_most_frequent(labels: npt.NDArray[Any], missing: int) -> npt.NDArray[Any]:
+    C, rows, columns = labels.shape
+    level = np.empty((C, ceil(rows / 2), ceil(columns / 2)), labels.dtype)
+    for c, i, j in np.ndindex(level.shape):
+        of = labels[c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].ravel().tolist()
+        counts = Counter(label for label in of if label != missing)
+        level[c, i, j] = max(counts, key=lambda label: (counts[label], label), default=missing)
+    return level
+
+
+@given(
+    arrays.arrays(np.uint8, SHAPES, elements=st.integers(0, 3))
+    | arrays.arrays(np.int32, SHAPES, elements=st.integers(-2, 2)),
+    st.integers(0, 1),
+)
+def test_labels_are_the_most_frequent_of_four(labels: npt.NDArray[Any], missing: int) -> None:
+    level = most_frequent_of_cells(labels, missing)
+    assert level.dtype == labels.dtype
+    np.testing.assert_array_equal(level, slow_most_frequent(labels, missing))
+
+
+@given(arrays.arrays(np.uint8, SHAPES, elements=st.integers(0, 3)))
+def test_mirrored_labels_are_mirrored_in_smaller_levels(labels: npt.NDArray[Any]) -> None:
+    """No corner is preferred: else each level would be moved against the one before."""
+    labels = np.tile(labels, (1, 2, 2))  # even sizes: a mirror image has the same fours
+    level = most_frequent_of_cells(labels)
+    for axis in (1, 2):
+        np.testing.assert_array_equal(
+            most_frequent_of_cells(np.flip(labels, axis)), np.flip(level, axis)
+        )
 
 
 @given(SHAPES.map(lambda shape: (shape[0], shape[1] * 40, shape[2] * 77)), st.integers(1, 300))

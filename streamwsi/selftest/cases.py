@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, get_args
 
 from ..blending import Blend
@@ -26,9 +27,10 @@ _BLENDS: tuple[Blend, ...] = get_args(Blend)
 _CLASSES = 200
 _SPOT, _MAP_SPOT = 8.0, 16.0
 #: Most windows and cells along a level's longer side.
-_MOST_WINDOWS, _MOST_CELLS, _MOST_LABELS = 1024, 1600, 4096
+_MOST_WINDOWS, _MOST_CELLS, _MOST_LABELS = 512, 1024, 2048
 _TABLES = ("features-zarr", "features-hdf5", "pdmcsv")
 _ASSUMED_MPP = 0.25
+_MOST_RESAMPLED = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,12 @@ def cases(slide: Slide) -> Iterator[Case]:
         (f"level {level.index}", level, {"level": level.index})
         for level in slide.pyramid.levels[1:]
     ]
+    # Whole rows of a level are resampled, so that it is not done with the largest.
+    small = [level for level in slide.pyramid.levels if prod(level.size) <= _MOST_RESAMPLED]
+    source = (small or slide.pyramid.levels[-1:])[0]
+    mpp *= source.downsample[0]
     for factor in (1.3, 3.0):
-        size = Size(*(max(1, int(n / factor)) for n in base.size))
+        size = Size(*(max(1, int(n / factor)) for n in source.size))
         resolution = {"mpp": mpp * factor, "assume_mpp": _ASSUMED_MPP}
         others.append((f"{mpp * factor:.4g} µm per pixel", replace(base, size=size), resolution))
     for number, (what, level, resolution) in enumerate(others):

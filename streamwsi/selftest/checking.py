@@ -126,7 +126,7 @@ async def _check(slide: Slide, case: Case, missing: set[str], found: Findings) -
     try:
         plan = case.sampler.plan(empty)
         pitch, radius = _pitch(case, plan)
-        spots = place(plan, pitch, radius, case.snapped)
+        spots = place(plan, pitch, radius, case.snapped, "raster" in case.outputs)
     except ConfigError as error:
         found.left_out.append(f"{case.windows}: {error}")
         return

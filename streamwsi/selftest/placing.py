@@ -40,7 +40,9 @@ class Pitch(NamedTuple):
     dense: bool
 
 
-def place(plan: Plan, pitch: Pitch, radius: float, snapped: bool) -> tuple[Fiducial, ...]:
+def place(
+    plan: Plan, pitch: Pitch, radius: float, snapped: bool, whole: bool = False
+) -> tuple[Fiducial, ...]:
     """The fiducials for a plan.
 
     Args:
@@ -49,6 +51,8 @@ def place(plan: Plan, pitch: Pitch, radius: float, snapped: bool) -> tuple[Fiduc
         radius: of a spot, in cells.
         snapped: whether spots lie on the cells such that each is symmetric about its centre: so
             that rounding to classes does not shift it.
+        whole: whether a spot must lie where no window of an infinite grid is missing: for outputs
+            that spread windows over their whole extent.
 
     Raises:
         ConfigError: there is no room for one.
@@ -58,6 +62,9 @@ def place(plan: Plan, pitch: Pitch, radius: float, snapped: bool) -> tuple[Fiduc
     for axis in (0, 1):
         size = pitch.size[axis]
         lo, hi = _seen(plan.grid, axis, pitch.dense)
+        if whole:
+            overlap = max(0, plan.grid.kernel[axis] - plan.grid.stride[axis])
+            lo, hi = lo + overlap, hi - overlap
         r = radius * size
         hi -= r / FINER
         apart = 2 * r + max(plan.grid.kernel[axis], size)

@@ -102,7 +102,8 @@ def features_hdf5(path: Path, mpp: Mpp | None) -> Iterator[Marks]:
 
 
 def pdmcsv(path: Path, mpp: Mpp | None) -> Iterator[Marks]:
-    """Each value of each line in the middle of its share of the window."""
+    """Each value of each line in the middle of its share of the window; where windows overlap, the
+    mean of those in one place."""
     table = np.loadtxt(path, delimiter=",", ndmin=2)
     y, x, kernel, downsample, rows, columns = table[:, [0, 1, 5, 6, 8, 9]].T
     height, width = int(rows[0]), int(columns[0])
@@ -111,7 +112,10 @@ def pdmcsv(path: Path, mpp: Mpp | None) -> Iterator[Marks]:
     down, across, kernel, downsample = (a[:, None, None] for a in (y, x, kernel, downsample))
     ys = np.broadcast_to((down + i * kernel / height) * downsample, values.shape)
     xs = np.broadcast_to((across + j * kernel / width) * downsample, values.shape)
-    yield Marks("pdmcsv", xs.ravel(), ys.ravel(), values.ravel())
+    places = np.round(np.stack([xs.ravel(), ys.ravel()], 1), 3)
+    unique, where, counts = np.unique(places, axis=0, return_inverse=True, return_counts=True)
+    means = np.bincount(where.ravel(), values.ravel()) / counts
+    yield Marks("pdmcsv", unique[:, 0], unique[:, 1], means)
 
 
 def pdmcsv_raster(path: Path, mpp: Mpp | None) -> Iterator[Marks]:

@@ -152,8 +152,8 @@ def png(path: Path, mpp: Mpp | None) -> Iterator[Marks]:
         )
         figure = imagecodecs.png_decode(made.read_bytes())[:, :, 0]
     line = figure == _LINE
-    rows = np.flatnonzero(line.sum(1) > line.shape[1] / 2)
-    columns = np.flatnonzero(line.sum(0) > line.shape[0] / 2)
+    rows = np.flatnonzero(line.sum(1) > 0.9 * line.sum(1).max())
+    columns = np.flatnonzero(line.sum(0) > 0.9 * line.sum(0).max())
     inside = figure[rows[0] + 1 : rows[-1], columns[0] + 1 : columns[-1]]
     xs, ys = (
         (np.arange(inside.shape[1 - a]) + 0.5) * size[a] / inside.shape[1 - a] for a in (0, 1)

@@ -305,7 +305,11 @@ async def test_all_levels_are_valid_images_and_right(tmp_path: Path, dtype: Any)
         np.testing.assert_array_equal(found, expected)
         half = np.asarray(group[paths[1]][:])  # type: ignore[index]
         if dtype == "labels":
-            np.testing.assert_array_equal(half, expected[::2, ::2])
+            for i, j in np.random.default_rng(0).integers(0, half.shape, (200, 2)).tolist():
+                covered = expected[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].ravel().tolist()
+                known = [label for label in covered if label]
+                most = max(known, key=lambda x: (known.count(x), x)) if known else 0
+                assert half[i, j] == most
             classes = ImageLabel.from_zarr(group["labels/classes"])  # type: ignore[arg-type]
             label = classes.ome_attributes.image_label
             assert label is not None

@@ -83,14 +83,12 @@ class Canvas:
             is a value; 0 where there is none.
         lost: ``(rows, columns)`` bool: whether a window with pixels that could not be had
             covers the cell.
-        touched: whether anything was added since the last `clear`.
     """
 
     def __init__(self, blend: Blend, channels: int, window: Size, rows: int, columns: int) -> None:
         self.blend = blend
         self.window = window
         self.top = 0
-        self.touched = False
         self._idle = np.float32(-np.inf if blend == "max" else 0)
         self.values = np.full((channels, rows, columns), self._idle, np.float32)
         kind = np.int32 if blend == "crop" else np.float32
@@ -120,7 +118,6 @@ class Canvas:
         cells, new = self.values[:, there[0], there[1]], value[:, here[0], here[1]]
         if not new.size:
             return
-        self.touched = True
         weights = self.weights[there]
         if self.blend == "mean":
             cells += new
@@ -146,7 +143,6 @@ class Canvas:
         """Note that a window could not be computed."""
         there, _ = self._part(row, column)
         self.lost[there] = True
-        self.touched = True
 
     def final(self, rows: int, columns: int) -> npt.NDArray[np.float32]:
         """The values of the first rows and columns, NaN where there are none (a copy)."""
@@ -197,7 +193,6 @@ class Canvas:
         self.values[:, there[0], there[1]] = np.where(begun, values, self._idle)
         self.weights[there] = weights.reshape(rows, columns)
         self.lost[there] = lost.reshape(rows, columns)
-        self.touched |= bool(begun.any() or lost.any())
 
     def clear(self, top: int) -> None:
         """Begin anew at a row of the map."""
@@ -205,4 +200,3 @@ class Canvas:
         self.weights[...] = 0
         self.lost[...] = False
         self.top = top
-        self.touched = False

@@ -17,9 +17,9 @@ from ..chunks import Plan
 from ..heatmaps import Raster
 from ..mosaics import Mosaic
 from .cell_types import CellType, dtype_of, fill_of
-from .channel_display import Channel, omero
+from .channel_display import Channel
 from .chunking import Chunking, choose_chunks
-from .heatmap_metadata import multiscale
+from .heatmap_metadata import ome_attributes
 from .label_images import label_image, labels_group
 from .pyramids import level_shapes, pyramid_bytes
 
@@ -105,11 +105,16 @@ class HeatmapImage:
         Args:
             paths: of the levels; level 0 alone where there are none.
         """
-        name, slide = self.plan.slide.ref.id, self.plan.slide
-        transform = self.cells.transform(self.plan.level, slide.pyramid.mpp)
-        image = multiscale(name, transform, paths or (self.path,), axes=self.axes)
-        shown = {} if self.cell_type == "labels" else {"omero": omero(self._shown)}
-        return {"version": "0.5", "multiscales": [image], **shown}
+        slide = self.plan.slide
+        return ome_attributes(
+            slide.ref.id,
+            self.cells,
+            self.plan.level,
+            slide.pyramid.mpp,
+            *(paths or (self.path,)),
+            channels=() if self.cell_type == "labels" else self._shown,
+            axes=self.axes,
+        )
 
     @property
     def _shown(self) -> list[Channel]:

@@ -28,6 +28,7 @@ def ome_attributes(
     mpp: Mpp | None,
     *paths: str,
     channels: Sequence[Channel] = (),
+    axes: str = "cyx",
 ) -> dict[str, Any]:
     """The image's metadata, as OME-NGFF 0.5 has it.
 
@@ -39,11 +40,12 @@ def ome_attributes(
         paths: the image's arrays, each with half the rows and columns of the one before; ``0``
             where none is given.
         channels: how they are shown; none to leave that to the viewer.
+        axes: ``"cyx"`` or ``"yx"``.
     """
     transform = raster.transform(level, mpp)
     return {
         "version": "0.5",
-        "multiscales": [multiscale(name, transform, paths or ("0",), axes="cyx")],
+        "multiscales": [multiscale(name, transform, paths or ("0",), axes=axes)],
         **({"omero": omero(channels)} if channels else {}),
     }
 

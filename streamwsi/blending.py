@@ -18,6 +18,8 @@ for that cell: it is right at edges, in gaps of a mask and beside damage.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -26,7 +28,7 @@ import numpy.typing as npt
 
 from .geometry import Size
 
-__all__ = ["BLENDS", "Blend", "Canvas", "canvas_bytes"]
+__all__ = ["BLENDS", "Blend", "Canvas", "Strip", "canvas_bytes"]
 
 Blend = Literal["mean", "gaussian", "max", "crop", "last"]
 BLENDS: tuple[str, ...] = get_args(Blend)
@@ -49,6 +51,12 @@ def _gaussian(cells: int) -> npt.NDArray[np.float32]:
     return weights.astype(np.float32)
 
 
+@lru_cache(maxsize=4)
+def _gaussian_window(window: Size) -> npt.NDArray[np.float32]:
+    weights: npt.NDArray[np.float32] = _gaussian(window.height)[:, None] * _gaussian(window.width)
+    return weights
+
+
 @lru_cache(maxsize=64)
 def _depth(window: Size, edges: Edges) -> npt.NDArray[np.int32]:
     """How deep each cell lies in a window, ``(h, w)``; ties are broken by the other axis."""
@@ -66,47 +74,140 @@ def _depth(window: Size, edges: Edges) -> npt.NDArray[np.int32]:
     return (np.minimum(x, y) * (2 * far + 1) + x + y).astype(np.int32)
 
 
+class Strip:
+    """Rows of cells of a panel, not final yet.
+
+    Args:
+        blend: see the module.
+        channels: numbers per cell.
+        rows, columns: of cells.
+
+    Attributes:
+        values: ``(channels, rows, columns)`` float32.
+        weights: ``(rows, columns)``: added weights (averages), depths (crop), or 1 where there
+            is a value; 0 where there is none.
+        lost: ``(rows, columns)`` bool: whether a window with pixels that could not be had
+            covers the cell; None where there was none.
+    """
+
+    def __init__(self, blend: Blend, channels: int, rows: int, columns: int) -> None:
+        self._blend = blend
+        self._idle = np.float32(-np.inf if blend == "max" else 0)
+        self.values = np.full((channels, rows, columns), self._idle, np.float32)
+        kind = np.int32 if blend == "crop" else np.float32
+        self.weights: npt.NDArray[Any] = np.zeros((rows, columns), kind)
+        self.lost: npt.NDArray[np.bool_] | None = None
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.values.fill(self._idle)
+        self.weights.fill(0)
+        self.lost = None
+
+    def lose(self, rows: slice, columns: slice) -> None:
+        """Note that a window there could not be computed."""
+        if self.lost is None:
+            self.lost = np.zeros(self.weights.shape, np.bool_)
+        self.lost[rows, columns] = True
+
+    def final(self, rows: int, columns: int) -> npt.NDArray[np.float32]:
+        """The values of the first rows and columns, NaN where there are none: a view of
+        `values`, which are final afterwards."""
+        values, weights = self.values[:, :rows, :columns], self.weights[:rows, :columns]
+        if self._blend in ("mean", "gaussian"):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values /= weights
+        else:
+            np.copyto(values, np.float32(np.nan), where=weights == 0)
+        return values
+
+    def codes(self, rows: int, columns: int, computed: int, lost: int) -> npt.NDArray[np.uint8]:
+        """Of the first rows and columns: `computed` where there is a value, `lost` where there
+        would be one, else 0."""
+        there = self.weights[:rows, :columns] > 0
+        codes = there.view(np.uint8)
+        codes *= np.uint8(computed)
+        if self.lost is not None:
+            codes[self.lost[:rows, :columns] & ~there] = lost
+        return codes
+
+    def saved(self, rows: int, columns: slice) -> bytes | None:
+        """The first rows of some columns, to go on with elsewhere; None where nothing was begun."""
+        weights = self.weights[:rows, columns]
+        lost = np.zeros_like(weights, np.bool_) if self.lost is None else self.lost[:rows, columns]
+        if not weights.any() and not lost.any():
+            return None
+        planes = (self.values[:, :rows, columns], weights, lost)
+        return b"".join(plane.tobytes() for plane in planes)
+
+    def restore(self, rows: int, columns: int, data: bytes) -> None:
+        """Begin the first rows and columns with what `saved` gave for them; zeros stand for
+        cells that nothing was added to."""
+        n, channels = rows * columns, len(self.values)
+        values = np.frombuffer(data, np.float32, n * channels)
+        weights = np.frombuffer(data, self.weights.dtype, n, values.nbytes)
+        lost = np.frombuffer(data, np.bool_, n, values.nbytes + weights.nbytes)
+        weights = weights.reshape(rows, columns)
+        values = values.reshape(channels, rows, columns)
+        self.values[:, :rows, :columns] = np.where(weights > 0, values, self._idle)
+        self.weights[:rows, :columns] = weights
+        if lost.any():
+            self.lost = np.zeros(self.weights.shape, np.bool_)
+            self.lost[:rows, :columns] = lost.reshape(rows, columns)
+
+
 class Canvas:
-    """The cells of a panel that are not final yet.
+    """The cells of a panel that are not final yet, in strips of as many rows as a band has.
+
+    Weights are added up along a row of windows first, and spread over its cells when the row
+    is complete: where windows overlap, that is a fraction of the additions.
 
     Args:
         blend: see the module.
         channels: numbers per cell.
         window: cells of a window.
-        rows: rows of cells; the first is row `top`.
+        band: rows of cells of a strip.
+        bands: how many strips there are.
         columns: columns of cells; the first is the panel's first.
 
     Attributes:
         top: the map's row that the first row is.
-        values: ``(channels, rows, columns)`` float32.
-        weights: ``(rows, columns)``: added weights (averages), depths (crop), or 1 where there
-            is a value; 0 where there is none.
-        lost: ``(rows, columns)`` bool: whether a window with pixels that could not be had
-            covers the cell.
     """
 
-    def __init__(self, blend: Blend, channels: int, window: Size, rows: int, columns: int) -> None:
-        self.blend = blend
-        self.window = window
+    def __init__(
+        self, blend: Blend, channels: int, window: Size, band: int, bands: int, columns: int
+    ) -> None:
+        self._blend = blend
+        self._window = window
+        self._band = band
+        self._columns = columns
         self.top = 0
-        self._idle = np.float32(-np.inf if blend == "max" else 0)
-        self.values = np.full((channels, rows, columns), self._idle, np.float32)
-        kind = np.int32 if blend == "crop" else np.float32
-        self.weights: npt.NDArray[Any] = np.zeros((rows, columns), kind)
-        self.lost = np.zeros((rows, columns), np.bool_)
+        self._strips = deque(Strip(blend, channels, band, columns) for _ in range(bands))
+        weighted = blend == "gaussian"
+        self._along = _gaussian(window.width) if weighted else np.ones(window.width, np.float32)
+        self._down = _gaussian(window.height) if weighted else None
+        self._profile = np.zeros(columns)
+        self._row: int | None = None
+        self._scratch = np.empty((channels, window.height, window.width), np.float32)
 
-    def _part(self, row: int, column: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Cells of the canvas that a window covers, and the same cells of the window."""
-        rows, columns = self.weights.shape
-        row -= self.top
-        up, left = max(0, -row), max(0, -column)
-        down = min(self.window.height, rows - row)
-        right = min(self.window.width, columns - column)
-        there = slice(row + up, row + down), slice(column + left, column + right)
-        return there, (slice(up, down), slice(left, right))
+    def _parts(self, row: int) -> Iterator[tuple[Strip, slice, slice]]:
+        """The strips that a row of windows reaches: their rows, and the windows'."""
+        first, stop = row - self.top, row - self.top + self._window.height
+        for number in range(max(0, first // self._band), len(self._strips)):
+            begin = number * self._band
+            here = slice(max(0, begin - first), min(stop, begin + self._band) - first)
+            if here.stop <= here.start:
+                break
+            there = slice(here.start + first - begin, here.stop + first - begin)
+            yield self._strips[number], there, here
+
+    def _across(self, column: int) -> tuple[slice, slice]:
+        """The columns of the canvas that a window covers, and the window's."""
+        here = slice(max(0, -column), min(self._window.width, self._columns - column))
+        return slice(column + here.start, max(column + here.start, column + here.stop)), here
 
     def add(self, row: int, column: int, value: npt.NDArray[Any], edges: Edges) -> None:
-        """Blend in a window.
+        """Blend in a window; those of a row come one after another.
 
         Args:
             row, column: of its first cell, in rows of the map and columns of the canvas; what
@@ -114,89 +215,76 @@ class Canvas:
             value: ``(channels, h, w)``.
             edges: see `Mosaic.edges`.
         """
-        there, here = self._part(row, column)
-        cells, new = self.values[:, there[0], there[1]], value[:, here[0], here[1]]
-        if not new.size:
+        if row != self._row:
+            self._end_row()
+            self._row = row
+        x, from_x = self._across(column)
+        if x.start == x.stop:
             return
-        weights = self.weights[there]
-        if self.blend == "mean":
-            cells += new
-            weights += 1
-        elif self.blend == "gaussian":
-            y, x = _gaussian(self.window.height)[here[0]], _gaussian(self.window.width)[here[1]]
-            weight = y[:, None] * x
-            cells += new * weight
-            weights += weight
-        elif self.blend == "crop":
-            depth = _depth(self.window, edges)[here]
-            deeper = depth > weights
-            np.copyto(cells, new, where=deeper)
-            np.copyto(weights, depth, where=deeper)
-        else:
-            if self.blend == "max":
+        if self._blend != "crop":
+            self._profile[x] += self._along[from_x]
+        if self._blend == "gaussian":
+            value = np.multiply(value, _gaussian_window(self._window), out=self._scratch)
+        for strip, y, from_y in self._parts(row):
+            cells, new = strip.values[:, y, x], value[:, from_y, from_x]
+            if self._blend in ("mean", "gaussian"):
+                cells += new
+            elif self._blend == "max":
                 np.maximum(cells, new, out=cells)
-            else:
+            elif self._blend == "last":
                 cells[...] = new
-            weights[...] = 1
+            else:
+                depth, weights = _depth(self._window, edges)[from_y, from_x], strip.weights[y, x]
+                deeper = depth > weights
+                np.copyto(cells, new, where=deeper)
+                np.copyto(weights, depth, where=deeper)
+
+    def _end_row(self) -> None:
+        """Spread the weights of the row of windows that is complete."""
+        if self._row is None or self._blend == "crop":
+            return
+        (covered,) = np.nonzero(self._profile)
+        if len(covered):
+            x = slice(int(covered[0]), int(covered[-1]) + 1)
+            profile = self._profile[x]
+            for strip, y, here in self._parts(self._row):
+                weights = strip.weights[y, x]
+                if self._down is not None:
+                    # Row by row: the product of all needs as much memory again.
+                    for line, weight in zip(weights, self._down[here].tolist(), strict=True):
+                        line += weight * profile
+                elif self._blend == "mean":
+                    weights += profile.astype(np.float32)
+                else:
+                    weights[:, profile > 0] = 1
+            self._profile.fill(0)
+        self._row = None
 
     def lose(self, row: int, column: int) -> None:
         """Note that a window could not be computed."""
-        there, _ = self._part(row, column)
-        self.lost[there] = True
+        x, _ = self._across(column)
+        for strip, y, _ in self._parts(row):
+            strip.lose(y, x)
 
-    def final(self, rows: int, columns: int) -> npt.NDArray[np.float32]:
-        """The values of the first rows and columns, NaN where there are none (a copy)."""
-        values, weights = self.values[:, :rows, :columns], self.weights[:rows, :columns]
-        if self.blend in ("mean", "gaussian"):
-            with np.errstate(invalid="ignore", divide="ignore"):
-                done: npt.NDArray[np.float32] = values / weights
-            return done
-        return np.where(weights > 0, values, np.float32(np.nan))
+    def take(self) -> Strip:
+        """The first strip, whose cells no further window reaches: it is no part of the canvas
+        any more, until it is given back."""
+        self._end_row()
+        self.top += self._band
+        return self._strips.popleft()
 
-    def codes(self, rows: int, columns: int, computed: int, lost: int) -> npt.NDArray[np.uint8]:
-        """Of the first rows and columns: `computed` where there is a value, `lost` where there
-        would be one, else 0."""
-        codes = np.where(self.lost[:rows, :columns], np.uint8(lost), np.uint8(0))
-        codes[self.weights[:rows, :columns] > 0] = computed
-        return codes
+    def give(self, strip: Strip) -> None:
+        """Append a strip that has been cleared."""
+        self._strips.append(strip)
 
-    def advance(self, rows: int) -> None:
-        """Forget the first rows; the others move up."""
-        for plane, idle in (
-            (self.values, self._idle),
-            (self.weights, 0),
-            (self.lost, False),
-        ):
-            kept = plane.shape[-2] - rows
-            # In steps that do not overlap: numpy would make a copy of them all.
-            for i in range(0, kept, rows):
-                step = min(rows, kept - i)
-                plane[..., i : i + step, :] = plane[..., i + rows : i + rows + step, :]
-            plane[..., kept:, :] = idle
-        self.top += rows
-
-    def saved(self, rows: int, columns: slice) -> bytes:
-        """The first rows of some columns, to go on with elsewhere."""
-        planes = (self.values[:, :rows, columns], self.weights[:rows, columns])
-        return b"".join(p.tobytes() for p in (*planes, self.lost[:rows, columns]))
-
-    def restore(self, first: int, rows: int, columns: int, data: bytes) -> None:
-        """Begin some rows of the first columns with what `saved` gave for them; zeros stand for
-        cells that nothing was added to."""
-        n, channels = rows * columns, len(self.values)
-        values = np.frombuffer(data, np.float32, n * channels)
-        weights = np.frombuffer(data, self.weights.dtype, n, values.nbytes)
-        lost = np.frombuffer(data, np.bool_, n, values.nbytes + weights.nbytes)
-        there = slice(first, first + rows), slice(0, columns)
-        begun = weights.reshape(rows, columns) > 0
-        values = values.reshape(channels, rows, columns)
-        self.values[:, there[0], there[1]] = np.where(begun, values, self._idle)
-        self.weights[there] = weights.reshape(rows, columns)
-        self.lost[there] = lost.reshape(rows, columns)
+    def restore(self, row: int, rows: int, columns: int, data: bytes) -> None:
+        """Begin the strip of a row of the map, see `Strip.restore`."""
+        self._strips[(row - self.top) // self._band].restore(rows, columns, data)
 
     def clear(self, top: int) -> None:
         """Begin anew at a row of the map."""
-        self.values[...] = self._idle
-        self.weights[...] = 0
-        self.lost[...] = False
+        for strip in self._strips:
+            strip.clear()
+        self._profile.fill(0)
+        self._row = None
         self.top = top

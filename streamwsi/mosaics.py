@@ -31,6 +31,9 @@ from .slides import Mpp, PyramidLevel
 
 __all__ = ["Mosaic", "PanelCells"]
 
+#: Cells per side of a chunk that is as high as a band.
+_LARGE = 512
+
 
 class PanelCells(NamedTuple):
     """Columns of cells that a panel of windows works on.
@@ -139,24 +142,26 @@ class Mosaic:
 
     @classmethod
     def of(cls, grid: Grid, channels: int, window: Size, side: int) -> Mosaic:
-        """With bands of two chunks' rows; a wide level's panels are divided at what makes few,
-        large files: 32 chunks, or as many as half a panel has.
+        """With bands of two chunks' rows, or one of large chunks: a band has to stay in memory. A
+        wide level's panels are divided at what makes few, large files: 32 chunks, or as many as
+        half a panel has.
 
         Args:
             grid, channels, window: see the class.
             side: cells per side of a chunk.
         """
-        whole = cls(grid, channels, window, 2 * side, side)
+        band = side if side >= _LARGE else 2 * side
+        whole = cls(grid, channels, window, band, side)
         panel = min(grid.panel, grid.columns) * grid.stride.width / whole.cell(0)
         chunks = 1 << max(0, min(5, int(panel / (2 * side)).bit_length() - 1))
-        return cls(grid, channels, window, 2 * side, chunks * side)
+        return cls(grid, channels, window, band, chunks * side)
 
     @property
     def merging_bytes(self) -> int:
-        """Bytes that merging takes: the canvas, and a band of it thrice while it is stored
-        (divided, as it is stored, and the compressed chunks)."""
-        band = self.band * self.widest * (4 * self.channels + 2)
-        return canvas_bytes(self.channels, self.front, self.widest) + 3 * band
+        """Bytes that merging takes: the canvas, and a band more, and what storing that takes (as
+        it is stored, and the compressed chunks, apart and joined)."""
+        stored = self.band * self.widest * (4 * self.channels + 2)
+        return canvas_bytes(self.channels, self.front + self.band, self.widest) + 3 * stored
 
     @property
     def bands(self) -> int:

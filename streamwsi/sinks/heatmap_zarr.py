@@ -41,6 +41,7 @@ from ..stages import Recipe
 from ..values import ValueType
 from .base import ResumableWriter, claimed
 from .cell_types import CELL_TYPES, CellType, channels_of, dtype_of
+from .chunking import SIDE
 from .heatmap_group import HeatmapGroup
 from .heatmap_image import HeatmapImage
 from .heatmap_metadata import channel_names
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HeatmapZarr"]
 
-_PLANNED = "planned"
+_SIDE = 256
+"""Cells per side of a chunk of maps that lie side by side; blended ones are bands of more."""
 
 #: Where values are not known beforehand: an open block (at most 32 MiB, or one window), and as
 #: much for storing it ...
@@ -67,7 +69,8 @@ class HeatmapZarr:
 
     Args:
         out: the output folder; it is made where it is missing.
-        chunk: cells per side of a chunk; chunks are smaller where cells are heavy.
+        chunk: cells per side of a chunk; chunks are smaller where cells are heavy. None: 256, and
+            512 for maps that are blended.
         blend: what becomes of cells that several windows have a value for: ``"mean"``,
             ``"gaussian"``, ``"max"``, ``"crop"`` or ``"last"`` (`streamwsi.blending`).
         dtype: ``"float32"``, ``"float16"``, or ``"labels"``: uint8, 1 + the channel with the
@@ -78,12 +81,12 @@ class HeatmapZarr:
     """
 
     out: str | Path
-    chunk: int = 256
+    chunk: int | None = None
     blend: Blend = "mean"
     dtype: CellType = "float32"
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
+        if self.chunk is not None and self.chunk < 1:
             raise ConfigError(f"a heatmap's chunk must be at least 1 cell, not {self.chunk}")
         for name, value, known in (
             ("blend", self.blend, BLENDS),
@@ -114,7 +117,7 @@ class HeatmapZarr:
             count = plan.count if plan.grid is None else plan.grid.count
             return min(_OPEN_BYTES, count * _WINDOW_BYTES)
         cells = self.arrangement(plan.grid, (plan.count, *(values.shape or (1,))))
-        image = HeatmapImage(plan, cells, self.dtype, self.chunk)
+        image = HeatmapImage(plan, cells, self.dtype, self.chunk or SIDE)
         open_ = 2 * cells.block_bytes if isinstance(cells, Raster) else cells.merging_bytes
         return max(open_, image.pyramid_bytes)
 
@@ -124,7 +127,7 @@ class HeatmapZarr:
         Raises:
             StageMismatch: they cannot be laid out.
         """
-        raster = Raster.of_values(grid, shape, self.chunk)
+        raster = Raster.of_values(grid, shape, self.chunk or _SIDE)
         stored = channels_of(self.dtype, raster.channels)
         whole = grid.stride == grid.kernel and grid.pad is None and grid.regular
         if raster.window == Size(1, 1) and not grid.regular:
@@ -134,7 +137,7 @@ class HeatmapZarr:
                 "a model that gives maps, or another sink"
             )
         if raster.window != Size(1, 1) and not whole:
-            return Mosaic.of(grid, raster.channels, raster.window, self.chunk)
+            return Mosaic.of(grid, raster.channels, raster.window, self.chunk or SIDE)
         return replace(raster, channels=stored, itemsize=np.dtype(dtype_of(self.dtype)).itemsize)
 
     @asynccontextmanager
@@ -178,10 +181,10 @@ class _Writer(ResumableWriter):
     async def close(self) -> None:
         """End all writing before the output is unlocked."""
         with anyio.CancelScope(shield=True):
-            if self._store is not None:
-                await self._store.settle()
             if self._map is not None:
                 await anyio.to_thread.run_sync(self._map.close)
+            if self._store is not None:
+                await self._store.settle()
 
     async def _put(self, pieces: Pieces[Any]) -> None:
         values = _floats(pieces.values)
@@ -232,7 +235,7 @@ class _Writer(ResumableWriter):
         cells = self._sink.arrangement(self._grid, shape)
         self._store = arrays.DurableStore(group.path)
         names = channel_names(group.identity["processor"], shape[1])
-        self._image = HeatmapImage(plan, cells, self._sink.dtype, self._sink.chunk, names)
+        self._image = HeatmapImage(plan, cells, self._sink.dtype, self._sink.chunk or SIDE, names)
         group.show(self._image)
         image, codes = await (self._create if fresh else self._reopen)(self._image)
         written = await self._arranged(cells, image, codes)

@@ -1,8 +1,9 @@
 """Merging: maps of overlapping windows blended into one, written band by band.
 
 The panel's `Canvas` takes the windows; whenever a row of windows comes that leaves a band of it
-behind, the band is divided, written once, and forgotten. The cells at the right that the next
-panel goes on with are put into a seam. What is in the canvas is never stored half done: a resume
+behind, the band is taken out, divided, and written once, in a thread of its own while the next
+windows come: one band at a time. The cells at the right that the next panel goes on with are put
+into a seam. What is in the canvas is never stored half done: a resume
 computes again the windows that reach into the first band that is missing, at most those of a few
 rows, and adds them in the same order.
 """
@@ -10,6 +11,7 @@ rows, and adds them in the same order.
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +19,13 @@ import anyio.to_thread
 import numpy as np
 import numpy.typing as npt
 
-from ..blending import Blend, Canvas, canvas_bytes
+from ..blending import Blend, Canvas, Strip, canvas_bytes
 from ..chunks import Plan
 from ..geometry import Run
 from ..mosaics import Mosaic, PanelCells
 from .cell_types import COMPUTED, DAMAGED, LEFT_OUT, CellType, as_cells
 from .seams import Seam
-from .zarr_arrays import AnyArray, store_cells
+from .zarr_arrays import AnyArray, in_a_loop, store_files
 
 __all__ = ["Merging"]
 
@@ -78,7 +80,11 @@ class Merging:
         self._left: Seam | None = None
         self._right: Seam | None = None
         self._marks: deque[_Mark] = deque()
-        self._canvas = Canvas(blend, mosaic.channels, mosaic.window, mosaic.front, mosaic.widest)
+        shape = mosaic.band, mosaic.front // mosaic.band, mosaic.widest
+        self._canvas = Canvas(blend, mosaic.channels, mosaic.window, *shape)
+        self._spare = Strip(blend, mosaic.channels, mosaic.band, mosaic.widest)
+        self._thread = ThreadPoolExecutor(1, "merging")
+        self._storing: Future[None] | None = None
         self._covered: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None = None
 
     async def begin(self, piece: int, fresh: bool) -> None:
@@ -95,7 +101,8 @@ class Merging:
         await anyio.to_thread.run_sync(self._open_panel, panel, band)
 
     def close(self) -> None:
-        """Close the seams' files."""
+        """End writing, and close the seams' files."""
+        self._thread.shutdown()
         for seam in (self._left, self._right):
             if seam is not None:
                 seam.close()
@@ -128,7 +135,11 @@ class Merging:
             while self._panel < len(self._panels) - 1:
                 await self._next_panel()
             await self._store_until(self._mosaic.bands)
-            self._canvas = Canvas(self._blend, 1, self._mosaic.window, 0, 0)  # its memory
+        await anyio.to_thread.run_sync(self._settle)
+        if last:
+            # Their memory is needed for what comes next.
+            self._canvas = Canvas(self._blend, 1, self._mosaic.window, 0, 0, 0)
+            self._spare = Strip(self._blend, 1, 0, 0)
         if self._right is not None:
             await anyio.to_thread.run_sync(self._right.sync)
 
@@ -187,7 +198,7 @@ class Merging:
             else:
                 self._right.open()
         self._canvas.clear(band * self._mosaic.band)
-        for entered in range(band, band + self._mosaic.front // self._mosaic.band + 1):
+        for entered in range(band, band + self._mosaic.front // self._mosaic.band):
             self._enter(entered)
 
     def _seam(self, number: int) -> Seam:
@@ -199,12 +210,11 @@ class Merging:
     def _enter(self, band: int) -> None:
         """Take up what the panel before has begun in a band, as far as that is in the canvas."""
         first, behind = self._mosaic.rows_of(band)
-        top = self._canvas.top
-        if self._left is None or first >= behind or behind > top + self._mosaic.front:
+        if self._left is None or first >= behind:
             return
         columns, rows = self._panels[self._panel - 1].seam, behind - first
         data = self._left.read(band, canvas_bytes(self._mosaic.channels, rows, columns))
-        self._canvas.restore(first - top, rows, columns, data)
+        self._canvas.restore(first, rows, columns, data)
 
     def _add(self, run: Run, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> None:
         mosaic, row = self._mosaic, self._mosaic.row(run.row)
@@ -218,49 +228,48 @@ class Merging:
 
     async def _next_panel(self) -> None:
         await self._store_until(self._mosaic.bands)
+        await anyio.to_thread.run_sync(self._settle)
         if self._right is not None:
             await anyio.to_thread.run_sync(self._right.sync)
         await anyio.to_thread.run_sync(self._open_panel, self._panel + 1, 0)
 
     async def _store_until(self, band: int) -> None:
         while self._band < band:
-            await self._store()
+            await anyio.to_thread.run_sync(self._let_go)
 
-    async def _store(self) -> None:
-        """Write the first band of the canvas."""
-        first, behind = self._mosaic.rows_of(self._band)
-        rows, columns = slice(first, behind), slice(self._here.start, self._here.final)
-        image, codes = await anyio.to_thread.run_sync(self._finished, behind - first)
-        if image is not None:
-            await store_cells(self._image, (rows, columns), image)
-        if codes is not None:
-            await store_cells(self._codes, (rows, columns), codes)
-        await anyio.to_thread.run_sync(self._advance)
+    def _settle(self) -> None:
+        """Wait until the band that is being written is; raises what that has raised."""
+        if self._storing is not None:
+            self._storing.result()
 
-    def _finished(self, rows: int) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-        """What is stored of the first rows: the image and the codes; None where it is empty."""
-        columns = self._here.final - self._here.start
-        if columns == 0:
-            return None, None
-        codes = self._canvas.codes(rows, columns, COMPUTED, DAMAGED)
-        image = None
-        if (codes == COMPUTED).any():
-            image = as_cells(self._canvas.final(rows, columns), self._cells, 0)
-        if self._covered is not None:
-            first = self._canvas.top
-            y = self._covered[0][first : first + rows, None]
-            x = self._covered[1][None, self._here.start : self._here.final]
-            codes[(codes == 0) & y & x] = LEFT_OUT
-        return image, codes if codes.any() else None
-
-    def _advance(self) -> None:
-        """Let the first band go: its right part to the seam, the rest for good."""
-        mosaic, here = self._mosaic, self._here
-        first, behind = mosaic.rows_of(self._band)
-        if self._right is not None:
-            begun = slice(here.final - here.start, here.stop - here.start)
-            self._right.write(self._band, self._canvas.saved(behind - first, begun))
+    def _let_go(self) -> None:
+        """Take the first band out of the canvas and begin to write it."""
+        self._settle()
+        strip = self._canvas.take()
+        self._canvas.give(self._spare)
+        self._storing = self._thread.submit(self._store, strip, self._band, self._here, self._right)
+        self._enter(self._band + self._mosaic.front // self._mosaic.band)
         self._band += 1
-        if self._band < mosaic.bands:
-            self._canvas.advance(mosaic.band)
-            self._enter(self._band + mosaic.front // mosaic.band - 1)
+
+    def _store(self, strip: Strip, band: int, here: PanelCells, right: Seam | None) -> None:
+        """Write a band: what is final to the arrays, what the next panel goes on with to the
+        seam."""
+        first, behind = self._mosaic.rows_of(band)
+        rows, columns = behind - first, here.final - here.start
+        if right is not None:
+            begun = strip.saved(rows, slice(columns, here.stop - here.start))
+            if begun is not None:
+                right.write(band, begun)
+        if columns:
+            codes = strip.codes(rows, columns, COMPUTED, DAMAGED)
+            known = codes == COMPUTED
+            at = slice(first, behind), slice(here.start, here.final)
+            if known.any():
+                image = as_cells(strip.final(rows, columns), self._cells, 0)
+                in_a_loop(store_files, self._image, at, image, known)
+            if self._covered is not None:
+                y, x = self._covered[0][at[0], None], self._covered[1][None, at[1]]
+                codes[(codes == 0) & y & x] = LEFT_OUT
+            in_a_loop(store_files, self._codes, at, codes, codes > 0)
+        strip.clear()
+        self._spare = strip

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from .chunking import Chunking
 
 __all__ = [
+    "AT_ONCE",
     "level_shapes",
     "mean_of_cells",
     "most_frequent_of_cells",
@@ -35,6 +36,8 @@ Cells = npt.NDArray[Any]
 _WRITTEN_BYTES = 16 << 20
 #: ... and what is made at once, where chunks are.
 _PIECE_BYTES = 2 << 20
+#: ... and how many of these at the same time.
+AT_ONCE = 2
 
 #: Wide enough that no sum overflows, and that only the last step rounds.
 _SUMS = {np.dtype(np.float16): np.float32, np.dtype(np.float32): np.float64}
@@ -132,8 +135,8 @@ def piece(cut: Chunking, shape: Sequence[int], itemsize: int) -> tuple[int, ...]
 def pyramid_bytes(cut: Chunking, itemsize: int) -> int:
     """The memory at most that making a pyramid takes, whatever its size.
 
-    What is written at once, compressed, and joined to a file; and for a piece the four times as
-    many cells that it is made from, decoded and compressed, and the sums.
+    What is written at once, compressed, and joined to a file; and for each piece that is being
+    made the four times as many cells that it is made from, decoded and compressed, and the sums.
     """
     files = max(prod(cut.files) * itemsize, _WRITTEN_BYTES)
-    return 3 * files + 18 * max(prod(cut.chunks) * itemsize, _PIECE_BYTES)
+    return 3 * files + AT_ONCE * 18 * max(prod(cut.chunks) * itemsize, _PIECE_BYTES)

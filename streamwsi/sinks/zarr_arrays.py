@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,9 +38,11 @@ __all__ = [
     "Front",
     "create_array",
     "decoding",
+    "in_a_loop",
     "in_a_loop_of_its_own",
     "open_array",
     "store_cells",
+    "store_files",
 ]
 
 AnyArray = AsyncArray[Any]
@@ -207,6 +210,50 @@ async def store_cells(
         await in_a_loop_of_its_own(array.setitem, selection, values)
 
 
+async def store_files(
+    array: AnyArray,
+    cells: tuple[slice, slice],
+    values: npt.NDArray[Any],
+    known: npt.NDArray[np.bool_],
+) -> None:
+    """Write rows and columns as `store_cells` does, file by file; those that nothing is known
+    of are not written.
+
+    Args:
+        array: whose files begin where `cells` does.
+        cells: rows and columns.
+        values: see `store_cells`.
+        known: ``(rows, columns)``: cells that have a value.
+    """
+    if values.ndim > array.ndim:
+        values = values[0]
+    # zarr compares each chunk with the fill value, which takes as long as compressing it.
+    whole = array.with_config({"write_empty_chunks": True})
+    every = (slice(None),) * (array.ndim - 2)
+    async with decoding(array):
+        for at, here in _files(cells, (array.shards or array.chunks)[-2:]):
+            if known[here].any():
+                target = whole if known[here].all() else array
+                await target.setitem((*every, *at), values[(*every, *here)])
+
+
+def _files(
+    cells: tuple[slice, slice], size: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """The parts of some rows and columns that are a file each: where they lie in the array, and
+    in those rows and columns."""
+    rows, columns = cells
+    for y, x in product(
+        range(rows.start, rows.stop, size[0]), range(columns.start, columns.stop, size[1])
+    ):
+        bottom, right = min(y + size[0], rows.stop), min(x + size[1], columns.stop)
+        here = (
+            slice(y - rows.start, bottom - rows.start),
+            slice(x - columns.start, right - columns.start),
+        )
+        yield (slice(y, bottom), slice(x, right)), here
+
+
 async def in_a_loop_of_its_own(
     function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any
 ) -> T:
@@ -215,6 +262,11 @@ async def in_a_loop_of_its_own(
     zarr compares and copies chunks between its awaits, more than half of the time that storing a
     map takes: reading and inference would wait for that in this loop.
     """
+    return await anyio.to_thread.run_sync(lambda: in_a_loop(function, *args, **kwargs))
+
+
+def in_a_loop(function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+    """Call a function of zarr's, and return when all that it has begun is done."""
 
     async def whole() -> T:
         try:
@@ -225,7 +277,7 @@ async def in_a_loop_of_its_own(
             if others:
                 await asyncio.wait(others)
 
-    return await anyio.to_thread.run_sync(lambda: asyncio.run(whole()))
+    return asyncio.run(whole())
 
 
 async def create_array(

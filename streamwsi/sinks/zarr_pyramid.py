@@ -12,26 +12,31 @@ Importing this module imports zarr.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import numpy as np
+import numpy.typing as npt
 from zarr import AsyncArray
 from zarr.api import asynchronous
 from zarr.core.buffer import default_buffer_prototype
 
 from .chunking import Chunking
-from .pyramids import level_shapes, mean_of_cells, most_frequent_of_cells, piece, written
+from .pyramids import AT_ONCE, level_shapes, mean_of_cells, most_frequent_of_cells, piece, written
 from .zarr_arrays import DurableStore, decoding
 
 __all__ = ["build_pyramid"]
 
+Cells = npt.NDArray[Any]
 Selection = tuple[slice, ...]
+Halve = Callable[[Cells], Cells]
 
 
 async def build_pyramid(
@@ -92,14 +97,37 @@ async def _fill(source: AsyncArray[Any], target: AsyncArray[Any], *, labels: boo
     made = piece(cut, target.shape, itemsize)
     for at in _tiles(_whole(target.shape), written(cut, target.shape, itemsize)):
         cells = np.empty([s.stop - s.start for s in at], target.dtype)
-        for part in _tiles(at, made):
-            async with decoding(source):
-                finer = np.asarray(await source.getitem(_finer(part, source.shape)))
-            inside = tuple(
-                slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, at, strict=True)
-            )
-            cells[inside] = await anyio.to_thread.run_sync(halve, finer)
+        await _side_by_side(_make(source, cells, at, part, halve) for part in _tiles(at, made))
         await target.setitem(at, cells)
+
+
+async def _make(
+    source: AsyncArray[Any], cells: Cells, at: Selection, part: Selection, halve: Halve
+) -> None:
+    """Make a part of the cells that are written at once."""
+    async with decoding(source):
+        finer = np.asarray(await source.getitem(_finer(part, source.shape)))
+    inside = tuple(
+        slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, at, strict=True)
+    )
+    cells[inside] = await anyio.to_thread.run_sync(halve, finer)
+
+
+async def _side_by_side(made: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Make parts, always `AT_ONCE` of them at the same time: one is read while another is
+    averaged."""
+    running: deque[asyncio.Task[None]] = deque()
+    try:
+        for part in made:
+            if len(running) == AT_ONCE:
+                await running.popleft()
+            running.append(asyncio.create_task(part))
+        while running:
+            await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _whole(shape: tuple[int, ...]) -> Selection:

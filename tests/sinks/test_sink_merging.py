@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image, ImageLabel
 
 from streamwsi.blending import BLENDS
-from streamwsi.errors import ConfigError, StageMismatch
+from streamwsi.errors import CannotWrite, ConfigError, StageMismatch
 from streamwsi.geometry import Grid, Run, Size
 from streamwsi.mosaics import Mosaic
 from streamwsi.samplers.masked import MaskedPlan, _Runs
@@ -277,6 +279,32 @@ async def test_nothing_is_written_twice(tmp_path: Path, monkeypatch: pytest.Monk
     files = {str(p.relative_to(path)) for p in path.rglob("c/**/*") if p.is_file()}
     assert {key for key in written if "/c/" in key} == files
     assert {written[key] for key in files} == {1}
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+async def test_a_band_that_cannot_be_written_ends_the_run_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Bands are written while the next windows come."""
+    case = replace(DENSE, grid=replace(DENSE.grid, panel=17))
+    sink, broken = (HeatmapZarr(tmp_path / name, case.chunk) for name in ("whole", "broken"))
+    await merged(tmp_path, sink, case, 16)
+    put, left = DurableStore.set_sync, [count]
+
+    def full(self: DurableStore, key: str, value: Any) -> None:
+        if "/c/" in key:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(self, key, value)
+
+    monkeypatch.setattr(DurableStore, "set_sync", full)
+    with pytest.raises(CannotWrite, match=r"zarr cannot be written: No space left on device"):
+        await merged(tmp_path, broken, case, 16)
+    assert left[0] == -1  # no second attempt
+    monkeypatch.undo()
+    await merged(tmp_path, broken, case, 16)
+    assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "labels"])

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from ..errors import ConfigError
 from ..workers import Workers
 from .base import RunningBatchProcessor
+from .heaps import activations_kept
 from .model_outputs import Choice, checked_choice
 
 if TYPE_CHECKING:
@@ -127,10 +128,9 @@ class TorchModule:
             ConfigError: on entering, where the model or the device cannot be had.
         """
         replicas = await anyio.to_thread.run_sync(self._load)
+        threads = ThreadPoolExecutor(replicas.threads, "streamwsi-model", replicas.enter_thread)
         try:
-            with ThreadPoolExecutor(
-                replicas.threads, "streamwsi-model", replicas.enter_thread
-            ) as threads:
+            with activations_kept(), threads:
                 yield RunningBatchProcessor(
                     replicas.compute,
                     self.batch_size,

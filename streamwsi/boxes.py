@@ -5,7 +5,7 @@ x points right and y down; boxes are half-open and count pixels of exactly one l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import index
 from typing import NamedTuple
 
@@ -93,7 +93,7 @@ class Box:
 
     def shifted(self, dx: int, dy: int) -> Box:
         """The box moved by ``(dx, dy)``."""
-        return replace(self, x=self.x + dx, y=self.y + dy)
+        return Box(self.x + dx, self.y + dy, self.width, self.height)
 
     def snapped(self, tile: Size, size: Size) -> Box:
         """The smallest box of whole tiles around this one, cut at the level's `size`."""

@@ -49,7 +49,7 @@ Fill = Callable[[PyramidLevel, Box, ArrayRef], Awaitable[tuple[Damage, ...]]]
 _JOB_PIXELS = 64 * 256 * 256
 """Pixels of one decoding job: some 10 ms of JPEG, against 0.2 ms for sending the job."""
 
-_ROOM = 96 * 2**20
+_ROOM = 48 * 2**20
 _ROOM_IN_REGIONS = 3
 """Bytes of the block that are used if it has them: the larger of the two. Decoding can run
 ahead in that, and few rows are moved; using more would only take more pages of memory.

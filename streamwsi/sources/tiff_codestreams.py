@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 __all__ = [
     "Frame",
+    "JpegFrames",
     "TileError",
     "holds_only_tables",
     "jpeg2000_frame",
-    "jpeg_frame",
     "table_segments",
 ]
 
@@ -30,6 +30,7 @@ _MAX_PARTS = 4096
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _DHT, _DQT = 0xC4, 0xDB
 _SOI, _EOI, _SOS, _TEM = 0xD8, 0xD9, 0xDA, 0x01
+_END = b"\xff\xd9"
 _RST = range(0xD0, 0xD8)
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -60,15 +61,36 @@ class Frame(NamedTuple):
     subsampled: bool = False
 
 
-def jpeg_frame(data: bytes) -> Frame:
-    """The frame of a JPEG stream that is complete: its markers lead to its end marker.
+class JpegFrames:
+    """The frames of JPEG streams that are complete: their markers lead to their end markers.
 
-    Raises:
-        TileError: it is no JPEG, or cut short, or damaged where the markers show it.
+    Tiles of a level begin alike: such a beginning is walked once, and then compared.
     """
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._frame: Frame | None = None
+
+    def of(self, data: bytes) -> Frame:
+        """The frame of a stream.
+
+        Raises:
+            TileError: it is no JPEG, or cut short, or damaged where the markers show it.
+        """
+        if self._frame is not None and data.startswith(self._head):
+            found = _MARKER.search(data, len(self._head))
+            if found is not None and found.group() == _END:
+                return self._frame
+        frame, scan = _walked(data)
+        self._head, self._frame = data[:scan], frame
+        return frame
+
+
+def _walked(data: bytes) -> tuple[Frame, int]:
+    """The frame, and where the first scan's data begin."""
     if data[:2] != b"\xff\xd8":
         raise TileError("its data are not JPEG")
-    frame, scans, at = None, 0, 2
+    frame, scans, first, at = None, 0, 0, 2
     try:
         while True:
             marker, at = _next_marker(data, at)
@@ -87,6 +109,7 @@ def jpeg_frame(data: bytes) -> Frame:
                 )
             elif marker == _SOS:
                 scans += 1
+                first = first or at
                 found = _MARKER.search(data, at)
                 if found is None or scans > _MAX_SCANS:
                     raise TileError("its JPEG data end early")
@@ -95,7 +118,7 @@ def jpeg_frame(data: bytes) -> Frame:
         raise TileError("its JPEG data end early") from None
     if frame is None or not scans:
         raise TileError("its JPEG data hold no image")
-    return frame
+    return frame, first
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from tifffile import TiffPage
 
 from ..geometry import Size
-from .tiff_codestreams import Frame, TileError, jpeg2000_frame, jpeg_frame
+from .tiff_codestreams import Frame, JpegFrames, TileError, jpeg2000_frame
 from .tiff_jpeg import StrictJpeg
 
 __all__ = ["COMPRESSIONS", "Decoder", "decoder_for"]
@@ -114,11 +114,12 @@ def _jpeg_decoder(page: TiffPage, tables: bytes | None, tile: Size) -> Decoder:
     # RGB without a JFIF header is RGB; libjpeg would guess YCbCr.
     stored = _RGB if page.photometric == _RGB and not page.is_jfif else None
     strict = StrictJpeg(tables, rgb=stored == _RGB)
+    frames = JpegFrames()
 
     def jpeg(data: bytes, index: int, visible: Size) -> Pixels:
         if header is not None:
             data = _whole(header, data)
-        frame = jpeg_frame(data)
+        frame = frames.of(data)
         _expect(frame, tile, visible, samples)
         if fast:
             out = _reused((frame.height, frame.width, samples))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import imagecodecs
 import numpy as np
 import pytest
 
 from streamwsi.sources.tiff_codestreams import (
     Frame,
+    JpegFrames,
     TileError,
     holds_only_tables,
     jpeg2000_frame,
-    jpeg_frame,
 )
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (24, 40, 3), np.uint8)
@@ -20,11 +22,37 @@ J2K = bytes(imagecodecs.jpeg2k_encode(PICTURE, level=0, codecformat="j2k", mct=T
 JP2 = bytes(imagecodecs.jpeg2k_encode(PICTURE, level=0, codecformat="jp2", mct=False))
 
 
+def jpeg_frame(data: bytes) -> Frame:
+    return JpegFrames().of(data)
+
+
 def test_jpeg_frame() -> None:
     assert jpeg_frame(JPEG) == Frame(24, 40, 3)
     assert jpeg_frame(JPEG + b"\0" * 5) == Frame(24, 40, 3)
     grey = bytes(imagecodecs.jpeg8_encode(PICTURE[..., 0].copy(), 80))
     assert jpeg_frame(grey) == Frame(24, 40, 1)
+
+
+def test_a_stream_that_begins_like_the_last_one_is_judged_alike() -> None:
+    """Whatever is wrong with it, in the beginning or behind."""
+    other = np.random.default_rng(4).integers(0, 256, (48, 40, 3), np.uint8)
+    frames, rng = JpegFrames(), np.random.default_rng(0)
+    good = [bytes(imagecodecs.jpeg8_encode(p, 80)) for p in (PICTURE, PICTURE[::-1].copy(), other)]
+    assert [frames.of(data) for data in (*good, *good)] == [jpeg_frame(data) for data in good] * 2
+
+    def judged(frame: Callable[[bytes], Frame], data: bytes) -> Frame | str:
+        try:
+            return frame(data)
+        except TileError as error:
+            return str(error)
+
+    for _ in range(2000):
+        assert frames.of(good[0]) == Frame(24, 40, 3)
+        data = bytearray(good[int(rng.integers(3))])
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = int(rng.choice([0, 0xD9, 0xDA, 0xFF, int(rng.integers(256))]))
+        cut = bytes(data[: rng.integers(len(data) // 2, 2 * len(data))])
+        assert judged(frames.of, cut) == judged(jpeg_frame, cut)
 
 
 def test_jpeg2000_frame() -> None:

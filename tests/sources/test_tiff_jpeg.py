@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from streamwsi.geometry import Size
-from streamwsi.sources.tiff_codestreams import TileError, jpeg_frame, table_segments
+from streamwsi.sources.tiff_codestreams import JpegFrames, TileError, table_segments
 from streamwsi.sources.tiff_jpeg import StrictJpeg
 from streamwsi.testing.synthetic import slide_array
 
@@ -33,7 +33,7 @@ def split(data: bytes) -> tuple[bytes, bytes]:
 
 
 def decoded(data: bytes, tables: bytes | None = None, *, rgb: bool = False) -> Array:
-    frame = jpeg_frame(data)
+    frame = JpegFrames().of(data)
     out = np.zeros((frame.height, frame.width, 3), np.uint8)
     assert StrictJpeg(tables, rgb=rgb).decode(data, out)
     return out
@@ -76,7 +76,7 @@ def test_damage_in_a_scan_is_seen_where_libjpeg_warns() -> None:
         broken, at = bytearray(data), int(rng.integers(first, len(data) - 20))
         broken[at : at + 8] = bytes(rng.integers(0, 255, 8, np.uint8))
         try:
-            jpeg_frame(bytes(broken))
+            JpegFrames().of(bytes(broken))
         except TileError:
             continue
         pixels = imagecodecs.jpeg8_decode(bytes(broken))

@@ -61,6 +61,8 @@ class RunningBatchProcessor(Generic[V]):
         held: bytes that it holds all the time.
         value_type: see `streamwsi.stages.TellsValues`; called in one of `threads`. None where
             it cannot tell.
+        use_rest: memory that it takes to be faster, of a room that is left; called with the shape
+            and dtype that `window_bytes` is, and the room.
 
     Raises:
         ConfigError: `batch_size` is below 1.
@@ -76,6 +78,7 @@ class RunningBatchProcessor(Generic[V]):
         window_bytes: WindowBytes | None = None,
         held: int = 0,
         value_type: Callable[[Batch], ValueType] | None = None,
+        use_rest: Callable[[tuple[int, ...], np.dtype[Any], int], int] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
@@ -87,6 +90,7 @@ class RunningBatchProcessor(Generic[V]):
         self._window_bytes = window_bytes or _pixel_bytes
         self._held = held
         self._value_type = value_type
+        self._use_rest = use_rest
         self._turns = _Turns(at_once)
 
     def value_type(self, blank: Batch) -> ValueType | None:
@@ -98,11 +102,12 @@ class RunningBatchProcessor(Generic[V]):
     def fit(self, plan: Plan, room: int) -> int:
         """See `streamwsi.stages.HoldsBuffers`."""
         box, slide = plan.place(0).box, plan.slide
-        shape = (box.height, box.width, slide.channels)
-        each = self.batch_size * self._window_bytes(shape, np.dtype(slide.dtype))
+        shape, dtype = (box.height, box.width, slide.channels), np.dtype(slide.dtype)
+        each = self.batch_size * self._window_bytes(shape, dtype)
         count = max(1, min(self._at_once, (room - self._held) // each))
         self._turns.most = min(self._turns.most, count)
-        return self._held + count * each
+        taken = self._held + count * each
+        return taken + (self._use_rest(shape, dtype, room - taken) if self._use_rest else 0)
 
     async def pieces(self, batches: AsyncIterator[Batch]) -> AsyncGenerator[Pieces[V], None]:
         """One `Pieces` a batch, in order.

@@ -16,45 +16,71 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
-__all__ = ["activations_kept"]
+__all__ = ["KeptHeap"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES = 63 << 20
 _USUAL_BYTES = 32 << 20
 """The most that malloc keeps on its own, a limit that it grows to as such memory is freed."""
 
-_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+_USUAL_PAD = 128 << 10
+
+_VARIABLES = (
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "GLIBC_TUNABLES",
+)
 
 _lock = threading.Lock()
-_open = 0
+_kept = 0
 
 
-@contextmanager
-def activations_kept() -> Iterator[None]:
-    """Let malloc keep tensors of up to 63 MiB that were freed, inside the block; it does nothing
-    where there is no glibc."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+class KeptHeap:
+    """Lets malloc keep what was freed, up to 63 MiB a piece, from `begin` until the block ends.
+
+    It does nothing where there is no glibc.
+
+    Attributes:
+        thread_bytes: that a thread may keep then.
+        usual_bytes: the largest piece that is kept in any case.
+    """
+
+    thread_bytes = _KEPT_BYTES
+    usual_bytes = _USUAL_BYTES
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def begin(self) -> None:
+        """Begin; another call does nothing."""
+        with _lock:
+            if not self._begun:
+                self._begun = True
+                _count(1)
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            if self._begun:
+                _count(-1)
+
+
+def _count(step: int) -> None:
+    """Count who has begun, in any thread; the first and the last turn the switch."""
+    global _kept
+    _kept += step
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "malloc_trim") or any(name in os.environ for name in _VARIABLES):
-        yield
         return
-    _count(libc, 1)
-    try:
-        yield
-    finally:
-        _count(libc, -1)
-
-
-def _count(libc: Any, step: int) -> None:
-    """Count the blocks that are open, in any thread; the first and the last turn the switch."""
-    global _open
-    with _lock:
-        _open += step
-        kept = _KEPT_BYTES if _open else _USUAL_BYTES
-        libc.mallopt(_M_MMAP_THRESHOLD, kept)
-        libc.mallopt(_M_TRIM_THRESHOLD, 4 * kept)
-        if not _open:
-            libc.malloc_trim(0)
+    most = _KEPT_BYTES if _kept else _USUAL_BYTES
+    libc.mallopt(_M_MMAP_THRESHOLD, most)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2 * most)
+    # Otherwise a heap that happens to be empty is given back as a whole.
+    libc.mallopt(_M_TOP_PAD, most if _kept else _USUAL_PAD)
+    if not _kept:
+        libc.malloc_trim(0)

@@ -23,6 +23,7 @@ from ..errors import CannotProcess, ConfigError, StreamwsiError, first_line
 from ..values import ValueType
 from .activations import PeakOfTensors
 from .device_chunks import DeviceChunks
+from .heaps import KeptHeap
 from .model_inputs import InputBuffer
 from .model_outputs import Choice
 from .models import LoadedModel, compiled_model, load_model
@@ -221,6 +222,12 @@ class Inference:
         activations, value = self._measured.get((shape, np.dtype(dtype)), (0, 0))
         each += activations
         return -(-each * self._at_once // self._batch_size) + _COPIES_OF_VALUES * value
+
+    def heap_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """Bytes that each thread should keep between its calls (`KeptHeap`): 0 where no tensor
+        can be so large that malloc would not keep it by itself."""
+        activations, _ = self._measured.get((shape, np.dtype(dtype)), (0, 0))
+        return KeptHeap.thread_bytes if activations * self._at_once > KeptHeap.usual_bytes else 0
 
     def close(self) -> None:
         """Put a module of the caller's back as it was, and torch's number of threads."""

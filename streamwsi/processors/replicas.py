@@ -77,6 +77,10 @@ class Replicas:
         """See `Inference.window_bytes`; on whichever device has seen such windows."""
         return max(inference.window_bytes(shape, dtype) for inference in self._all)
 
+    def heap_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """See `Inference.heap_bytes`; of all threads."""
+        return self.threads * max(inference.heap_bytes(shape, dtype) for inference in self._all)
+
     def close(self) -> None:
         """Put a module of the caller's back as it was."""
         for inference in self._all:

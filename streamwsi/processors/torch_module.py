@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
+import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
 from ..workers import Workers
 from .base import RunningBatchProcessor
-from .heaps import activations_kept
+from .heaps import KeptHeap
 from .model_outputs import Choice, checked_choice
 
 if TYPE_CHECKING:
@@ -130,7 +131,15 @@ class TorchModule:
         replicas = await anyio.to_thread.run_sync(self._load)
         threads = ThreadPoolExecutor(replicas.threads, "streamwsi-model", replicas.enter_thread)
         try:
-            with activations_kept(), threads:
+            with KeptHeap() as heap, threads:
+
+                def rest(shape: tuple[int, ...], dtype: np.dtype[Any], room: int) -> int:
+                    wanted = replicas.heap_bytes(shape, dtype)
+                    if not 0 < wanted <= room:
+                        return 0
+                    heap.begin()
+                    return wanted
+
                 yield RunningBatchProcessor(
                     replicas.compute,
                     self.batch_size,
@@ -140,6 +149,7 @@ class TorchModule:
                     replicas.window_bytes,
                     replicas.held,
                     replicas.value_type,
+                    rest,
                 )
         finally:
             replicas.close()

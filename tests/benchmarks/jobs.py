@@ -20,7 +20,7 @@ class Job:
         name: as in the README.
         kernel, stride: in pixels of level 0.
         width, height: of the slide.
-        model: ``thin``, ``resnet18`` or ``null``.
+        model: ``thin``, ``map``, ``resnet18`` or ``null``.
         peers: whether the peers run as well.
     """
 
@@ -103,6 +103,9 @@ def model_of(name: str) -> Any:
         from .resnet import resnet18
 
         return resnet18().eval()
+
+    if name == "map":
+        return nn.Conv2d(3, 2, 1, stride=2).eval()
 
     class Thin(nn.Module):
         def __init__(self) -> None:

@@ -28,11 +28,21 @@ _EVERY_S = 0.05
 
 @dataclass(frozen=True)
 class Peak:
-    """What a run took, in bytes, beyond the baseline."""
+    """What a run took.
+
+    Attributes:
+        nbytes: of memory, beyond the baseline.
+        baseline: bytes of memory.
+        seconds: that it ran.
+        files: that it wrote.
+        written: bytes of these.
+    """
 
     nbytes: int
     baseline: int
     seconds: float
+    files: int
+    written: int
 
 
 def main() -> None:
@@ -42,27 +52,32 @@ def main() -> None:
     parser.add_argument("--memory", default="1GiB", help="the limit")
     parser.add_argument("--kernel", type=int, default=256)
     parser.add_argument("--stride", type=int, default=224)
+    parser.add_argument(
+        "--maps", action="store_true", help="2 × kernel/2 × kernel/2 numbers a window, merged"
+    )
     args = parser.parse_args()
+    model = "map" if args.maps else "thin"
     sizes = [*SIDES][:2] if args.quick else [*SIDES]
-    print(f"limit {args.memory}, kernel {args.kernel}, stride {args.stride}")
+    print(f"limit {args.memory}, kernel {args.kernel}, stride {args.stride}, model {model}")
     peaks = []
     for size in sizes:
         side = SIDES[size]
         slide = slide_of(Job(size, args.kernel, args.stride, width=side, height=side))
-        peak = measured(slide, args.memory, args.kernel, args.stride)
+        peak = measured(slide, args.memory, args.kernel, args.stride, model)
         peaks.append(peak.nbytes)
         print(
             f"{size} gigapixels: peak {peak.nbytes / 2**20:6.0f} MiB above "
-            f"{peak.baseline / 2**20:.0f} MiB of imports ({peak.seconds:.0f} s)",
+            f"{peak.baseline / 2**20:.0f} MiB of imports ({peak.seconds:.0f} s; "
+            f"{peak.files} files, {peak.written / 2**20:.0f} MiB)",
             flush=True,
         )
     print(f"spread: {max(peaks) / min(peaks) - 1:.1%}")
 
 
-def measured(slide: Path, memory: str, kernel: int, stride: int) -> Peak:
+def measured(slide: Path, memory: str, kernel: int, stride: int, model: str) -> Peak:
     """Run a slide in a process of its own and watch it."""
     with tempfile.TemporaryDirectory() as out:
-        words = [str(slide), out, memory, str(kernel), str(stride)]
+        words = [str(slide), out, memory, str(kernel), str(stride), model]
         child = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.memory_child", *words],
             cwd=ROOT,
@@ -84,7 +99,9 @@ def measured(slide: Path, memory: str, kernel: int, stride: int) -> Peak:
             time.sleep(_EVERY_S)
         if child.returncode:
             raise SystemExit("the run failed")
-        return Peak(peak - baseline, baseline, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        sizes = [path.stat().st_size for path in Path(out).rglob("*") if path.is_file()]
+        return Peak(peak - baseline, baseline, seconds, len(sizes), sum(sizes))
 
 
 def tree_bytes(pid: int) -> int:

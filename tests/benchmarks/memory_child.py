@@ -34,10 +34,10 @@ async def _import_all(limits: Limits, slide: SlideRef) -> None:
         await anyio.to_thread.run_sync(sys.stdin.readline)
 
 
-def main(slide: str, out: str, memory: str, kernel: int, stride: int) -> None:
+def main(slide: str, out: str, memory: str, kernel: int, stride: int, name: str) -> None:
     """Work off one slide."""
     limits = Limits(memory=memory)
-    model = model_of("thin")
+    model = model_of(name)
     with torch.inference_mode():
         model(torch.zeros(1, 3, kernel, kernel))
     anyio.run(_import_all, limits, SlideRef.of(slide))
@@ -51,4 +51,4 @@ def main(slide: str, out: str, memory: str, kernel: int, stride: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])

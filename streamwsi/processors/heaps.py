@@ -1,10 +1,10 @@
 """Memory for a model's activations: kept between its calls, on a CPU with glibc.
 
-A model takes the same memory with every call and gives it back. Up to 32 MiB glibc's malloc keeps
-what was freed; anything larger it takes from the kernel and gives back each time, and the kernel
-clears every page when it is first touched: two thirds of the time of a 1×1 convolution over 16
-windows of 512×512, whose output is 33 MB (2.9 ms a window, 1.2 where it is kept; two threads on
-two cores). The heap of a thread holds at most 64 MiB, so that larger tensors gain nothing.
+A model takes the same memory with every call and gives it back. glibc's malloc gives pieces of
+more than 32 MiB, and heaps of threads that happen to be empty, back to the kernel, which clears
+each of their pages anew when it is next touched. That was half of the time for a 1×1 convolution
+over 16 windows of 512×512 (its output is 33 MB), and a tenth with 256×256. The heap of a thread
+holds at most 64 MiB, so that larger tensors gain nothing; ResNet-18 did not.
 
 The switch is one for the whole process (mallopt(3)). Who has set it by an environment variable
 means it, and is left alone.
@@ -45,11 +45,9 @@ class KeptHeap:
 
     Attributes:
         thread_bytes: that a thread may keep then.
-        usual_bytes: the largest piece that is kept in any case.
     """
 
     thread_bytes = _KEPT_BYTES
-    usual_bytes = _USUAL_BYTES
 
     def __init__(self) -> None:
         self._begun = False

@@ -224,10 +224,9 @@ class Inference:
         return -(-each * self._at_once // self._batch_size) + _COPIES_OF_VALUES * value
 
     def heap_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-        """Bytes that each thread should keep between its calls (`KeptHeap`): 0 where no tensor
-        can be so large that malloc would not keep it by itself."""
+        """Bytes that each thread should keep between its calls (`KeptHeap`)."""
         activations, _ = self._measured.get((shape, np.dtype(dtype)), (0, 0))
-        return KeptHeap.thread_bytes if activations * self._at_once > KeptHeap.usual_bytes else 0
+        return min(KeptHeap.thread_bytes, activations * self._at_once)
 
     def close(self) -> None:
         """Put a module of the caller's back as it was, and torch's number of threads."""

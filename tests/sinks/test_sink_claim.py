@@ -138,7 +138,7 @@ async def test_a_difference_at_the_end_of_a_long_text_counts(tmp_path: Path) -> 
 
 
 async def test_another_chunk_is_another_plan(tmp_path: Path) -> None:
-    await write(HeatmapZarr(tmp_path))
+    await write(HeatmapZarr(tmp_path, 256))
     with pytest.raises(PlanChanged, match=r"sink\.chunk 256 → 8"):
         await write(HeatmapZarr(tmp_path, 8))
 

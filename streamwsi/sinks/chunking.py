@@ -19,12 +19,16 @@ Only integers here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from math import isqrt, prod
 from typing import NamedTuple
 
 from ..errors import ConfigError
 
-__all__ = ["SHARD_BYTES", "SIDE", "Chunking", "choose_chunks"]
+__all__ = ["SHARD_BYTES", "SIDE", "Chunking", "Selection", "choose_chunks", "tiles", "within"]
+
+Selection = tuple[slice, ...]
 
 #: Cells per side of a chunk.
 SIDE = 512
@@ -121,3 +125,20 @@ def _multiple(count: int, fits: int, *, free: bool) -> int:
     """How many of `count` chunks go into a shard along an axis, where at most `fits` may."""
     most = max(1, min(count, fits))
     return most if free else next(n for n in range(most, 0, -1) if count % n == 0)
+
+
+def tiles(area: Selection, step: tuple[int, ...]) -> Iterator[Selection]:
+    """The area in tiles, from its corner on; those at its end may be smaller."""
+    starts = [range(s.start, s.stop, n) for s, n in zip(area, step, strict=True)]
+    for corner in product(*starts):
+        yield tuple(
+            slice(start, min(start + n, s.stop))
+            for start, n, s in zip(corner, step, area, strict=True)
+        )
+
+
+def within(part: Selection, area: Selection) -> Selection:
+    """A part of an area, counted from the area's corner."""
+    return tuple(
+        slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, area, strict=True)
+    )

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from zarr.storage import LocalStore
 from ..errors import CannotWrite
 from ..geometry import Run
 from ..heatmaps import Block, Raster
-from .chunking import Chunking
+from .chunking import Chunking, tiles, within
 from .compression import blosc_zstd
 from .durable import make_folders, replace_file, sync_folders
 
@@ -231,27 +230,11 @@ async def store_files(
     whole = array.with_config({"write_empty_chunks": True})
     every = (slice(None),) * (array.ndim - 2)
     async with decoding(array):
-        for at, here in _files(cells, (array.shards or array.chunks)[-2:]):
+        for at in tiles(cells, (array.shards or array.chunks)[-2:]):
+            here = within(at, cells)
             if known[here].any():
                 target = whole if known[here].all() else array
                 await target.setitem((*every, *at), values[(*every, *here)])
-
-
-def _files(
-    cells: tuple[slice, slice], size: tuple[int, ...]
-) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """The parts of some rows and columns that are a file each: where they lie in the array, and
-    in those rows and columns."""
-    rows, columns = cells
-    for y, x in product(
-        range(rows.start, rows.stop, size[0]), range(columns.start, columns.stop, size[1])
-    ):
-        bottom, right = min(y + size[0], rows.stop), min(x + size[1], columns.stop)
-        here = (
-            slice(y - rows.start, bottom - rows.start),
-            slice(x - columns.start, right - columns.start),
-        )
-        yield (slice(y, bottom), slice(x, right)), here
 
 
 async def in_a_loop_of_its_own(

@@ -16,8 +16,7 @@ import asyncio
 import dataclasses
 import shutil
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from itertools import product
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,13 @@ from zarr import AsyncArray
 from zarr.api import asynchronous
 from zarr.core.buffer import default_buffer_prototype
 
-from .chunking import Chunking
+from .chunking import Chunking, Selection, tiles, within
 from .pyramids import AT_ONCE, level_shapes, mean_of_cells, most_frequent_of_cells, piece, written
 from .zarr_arrays import DurableStore, decoding
 
 __all__ = ["build_pyramid"]
 
 Cells = npt.NDArray[Any]
-Selection = tuple[slice, ...]
 Halve = Callable[[Cells], Cells]
 
 
@@ -95,9 +93,9 @@ async def _fill(source: AsyncArray[Any], target: AsyncArray[Any], *, labels: boo
     halve = most_frequent_of_cells if labels else mean_of_cells
     cut, itemsize = Chunking(target.chunks, target.shards), target.dtype.itemsize
     made = piece(cut, target.shape, itemsize)
-    for at in _tiles(_whole(target.shape), written(cut, target.shape, itemsize)):
+    for at in tiles(_whole(target.shape), written(cut, target.shape, itemsize)):
         cells = np.empty([s.stop - s.start for s in at], target.dtype)
-        await _side_by_side(_make(source, cells, at, part, halve) for part in _tiles(at, made))
+        await _side_by_side(_make(source, cells, at, part, halve) for part in tiles(at, made))
         await target.setitem(at, cells)
 
 
@@ -107,10 +105,7 @@ async def _make(
     """Make a part of the cells that are written at once."""
     async with decoding(source):
         finer = np.asarray(await source.getitem(_finer(part, source.shape)))
-    inside = tuple(
-        slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, at, strict=True)
-    )
-    cells[inside] = await anyio.to_thread.run_sync(halve, finer)
+    cells[within(part, at)] = await anyio.to_thread.run_sync(halve, finer)
 
 
 async def _side_by_side(made: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -132,16 +127,6 @@ async def _side_by_side(made: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 def _whole(shape: tuple[int, ...]) -> Selection:
     return tuple(slice(0, n) for n in shape)
-
-
-def _tiles(area: Selection, step: tuple[int, ...]) -> Iterator[Selection]:
-    """The area in tiles, from its corner on; those at its end may be smaller."""
-    starts = [range(s.start, s.stop, n) for s, n in zip(area, step, strict=True)]
-    for corner in product(*starts):
-        yield tuple(
-            slice(start, min(start + n, s.stop))
-            for start, n, s in zip(corner, step, area, strict=True)
-        )
 
 
 def _finer(part: Selection, shape: tuple[int, ...]) -> Selection:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from .errors import ConfigError
 
-__all__ = ["Limits", "WorkerKind", "parse_bytes"]
+__all__ = ["Limits", "WorkerKind", "cores", "parse_bytes"]
 
 WorkerKind = Literal["processes", "threads", "inline"]
 
@@ -32,7 +32,8 @@ def parse_bytes(text: str | int) -> int:
     return int(float(match[1]) * (_UNITS | _BINARY)[unit])
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -101,4 +102,4 @@ class Limits:
     @property
     def worker_count(self) -> int:
         """How many decode workers that makes on this machine."""
-        return self.workers or _cores()
+        return self.workers or cores()

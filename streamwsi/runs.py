@@ -21,6 +21,7 @@ import anyio
 
 from .budgets import Budget
 from .errors import ConfigError
+from .heaps import share_one_heap
 from .lanes import Lane
 from .limits import Limits
 from .pipelines import Pipeline
@@ -60,6 +61,7 @@ async def run(
     limits = limits or Limits()
     refs = [SlideRef.of(slide) for slide in slides]
     _check_ids(refs)
+    share_one_heap()
     began = time.perf_counter()
     async with (
         open_workers(limits, worker_modules(pipeline.source)) as workers,

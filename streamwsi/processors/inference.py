@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -20,10 +19,11 @@ import torch
 
 from ..chunks import Batch
 from ..errors import CannotProcess, ConfigError, StreamwsiError, first_line
+from ..heaps import KeptHeap
+from ..limits import cores
 from ..values import ValueType
 from .activations import PeakOfTensors
 from .device_chunks import DeviceChunks
-from .heaps import KeptHeap
 from .model_inputs import InputBuffer
 from .model_outputs import Choice
 from .models import LoadedModel, compiled_model, load_model
@@ -65,10 +65,6 @@ def device_for(name: str) -> torch.device:
             f"{torch.cuda.device_count() - 1}"
         )
     return torch.device("cuda", index)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Inference:
@@ -151,7 +147,7 @@ class Inference:
     @property
     def threads(self) -> int:
         """How many batches are best computed at the same time on this device."""
-        return _cores() if self._device.type == "cpu" else 2
+        return cores() if self._device.type == "cpu" else 2
 
     def enter_thread(self, at_once: int) -> None:
         """To be called first in each thread that computes, with the number of these threads."""

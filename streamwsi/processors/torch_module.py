@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
+from ..heaps import KeptHeap
 from ..workers import Workers
 from .base import RunningBatchProcessor
-from .heaps import KeptHeap
 from .model_outputs import Choice, checked_choice
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from zarr.storage import LocalStore
 from ..errors import CannotWrite
 from ..geometry import Run
 from ..heatmaps import Block, Raster
+from ..limits import cores
 from .chunking import Chunking, tiles, within
 from .compression import blosc_zstd
 from .durable import make_folders, replace_file, sync_folders
@@ -252,6 +254,8 @@ def in_a_loop(function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwa
     """Call a function of zarr's, and return when all that it has begun is done."""
 
     async def whole() -> T:
+        # Four more than there are cores, as is usual, would only hold more memory.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cores()))
         try:
             return await function(*args, **kwargs)
         finally:

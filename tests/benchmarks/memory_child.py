@@ -9,6 +9,7 @@ import anyio
 import torch
 
 from streamwsi import Limits, Pipeline, SlideRef, run_sync
+from streamwsi.heaps import share_one_heap
 from streamwsi.processors import TorchModule
 from streamwsi.samplers import SlidingWindow
 from streamwsi.sinks import HeatmapZarr
@@ -36,6 +37,7 @@ async def _import_all(limits: Limits, slide: SlideRef) -> None:
 
 def main(slide: str, out: str, memory: str, kernel: int, stride: int, name: str) -> None:
     """Work off one slide."""
+    share_one_heap()  # as a run does, before what follows starts threads
     limits = Limits(memory=memory)
     model = model_of(name)
     with torch.inference_mode():

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from streamwsi.chunks import Batch
 from streamwsi.errors import CannotProcess
 from streamwsi.geometry import Grid, Size
+from streamwsi.heaps import KeptHeap
 from streamwsi.limits import Limits
 from streamwsi.processors import FunctionProcessor, Together, TorchModule, Transformed
 from streamwsi.processors.activations import PeakOfTensors
-from streamwsi.processors.heaps import KeptHeap
 from streamwsi.stages import HoldsBuffers, Processor, TellsValues
 from streamwsi.testing.outputs import grid_plan
 from streamwsi.values import ValueType, blank_batch

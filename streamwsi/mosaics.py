@@ -23,7 +23,7 @@ from fractions import Fraction
 from math import gcd
 from typing import NamedTuple
 
-from .blending import canvas_bytes
+from .blending import PADDING, canvas_bytes
 from .errors import StageMismatch
 from .geometry import Grid, Size
 from .heatmaps import Transform
@@ -161,7 +161,8 @@ class Mosaic:
         """Bytes that merging takes: the canvas, and a band more, and what storing that takes (as
         it is stored, and the compressed chunks, apart and joined)."""
         stored = self.band * self.widest * (4 * self.channels + 2)
-        return canvas_bytes(self.channels, self.front + self.band, self.widest) + 3 * stored
+        rows, columns = self.front + self.band, self.widest + PADDING
+        return canvas_bytes(self.channels, rows, columns) + 3 * stored
 
     @property
     def bands(self) -> int:

@@ -29,6 +29,8 @@ _LABELS = "labels"
 _CLASSES = "classes"
 #: 0 stands for nothing computed.
 _FIRST_CLASS = 1
+#: Cells per side of a chunk of codes: they are a byte each, and zarr takes its time per chunk.
+_CODES_SIDE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +79,21 @@ class HeatmapImage:
     @property
     def cut(self) -> Chunking:
         """Chunks and shards of all levels."""
-        return self._cut(self.cells, self.shape, np.dtype(self.dtype).itemsize)
+        return self._cut(self.cells, self.shape, np.dtype(self.dtype).itemsize, self.side)
 
     @property
     def codes(self) -> tuple[tuple[int, ...], Chunking]:
         """Shape and cut of the array ``valid``."""
         cells = self.cells.of_codes if isinstance(self.cells, Raster) else self.cells
-        return cells.shape[-2:], self._cut(cells, cells.shape[-2:], 1)
+        return cells.shape[-2:], self._cut(cells, cells.shape[-2:], 1, max(self.side, _CODES_SIDE))
 
-    def _cut(self, cells: Raster | Mosaic, shape: tuple[int, ...], itemsize: int) -> Chunking:
+    @staticmethod
+    def _cut(cells: Raster | Mosaic, shape: tuple[int, ...], itemsize: int, side: int) -> Chunking:
         if isinstance(cells, Raster):
             return Chunking(cells.chunks[-len(shape) :], None)
         panels = cells.grid.panel < cells.grid.columns
         across = cells.across if panels else None
-        return choose_chunks(shape, itemsize, cells.band, across, side=self.side)
+        return choose_chunks(shape, itemsize, cells.band, across, side=side)
 
     @property
     def pyramid_bytes(self) -> int:

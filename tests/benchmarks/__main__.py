@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .bounds import cores, decode_bound, model_bound
+from .bounds import Setting, best_setting, cores, decode_bound, model_bound
 from .contenders import available
 from .jobs import JOBS, Job, model_of, quick, slide_of
 
@@ -52,18 +52,42 @@ def _job(job: Job, rounds: int, peers: bool) -> dict[str, Any]:
         contenders = ["streamwsi", *(available() if peers else [])]
         reference = _reference(job, slide)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    bounds: list[dict[str, Any]] = []
+    setting = None if job.model == "null" else best_setting(job)
+    bounds: list[list[dict[str, Any]]] = []
     for _ in range(rounds):
-        if job.model != "null":
-            bounds.append({"decode": decode_bound(job, slide), "model": model_bound(job)})
+        # Before and after the pipeline: the machine's speed drifts.
+        around = [] if setting is None else [_bounds(job, slide, setting)]
         for name in contenders:
             found[name].append(_run(name, job, slide, reference))
+            if setting is not None and name == contenders[0]:
+                around.append(_bounds(job, slide, setting))
+        bounds.append(around)
     table = {name: _median(runs) for name, runs in found.items()}
     for name in contenders:
         table[name]["pss"] = _run(name, job, slide, reference, memory=True)["pss"]
-    result = {"job": job.name, "windows": job.windows, "contenders": table, "bounds": bounds}
+        if setting is not None:
+            walls = [run["wall"] for run in found[name]]
+            ratios = [w / _bound(around) for w, around in zip(walls, bounds, strict=True)]
+            table[name]["versus_bound"] = statistics.median(ratios)
+    result = {
+        "job": job.name,
+        "windows": job.windows,
+        "contenders": table,
+        "bounds": bounds,
+        "setting": setting and setting._asdict(),
+    }
     _print(job, result)
     return result
+
+
+def _bounds(job: Job, slide: Path, setting: Setting) -> dict[str, Any]:
+    return {"decode": decode_bound(job, slide), "model": model_bound(job, setting)}
+
+
+def _bound(around: list[dict[str, Any]]) -> float:
+    """Seconds that nothing can do the work in, from CPU seconds of decoding and of the model."""
+    cpu: list[float] = [part["decode"]["cpu"] + part["model"]["cpu"] for part in around]
+    return statistics.mean(cpu) / cores()
 
 
 def _reference(job: Job, slide: Path) -> dict[int, Any]:
@@ -158,27 +182,26 @@ def _print(job: Job, result: dict[str, Any]) -> None:
     table = result["contenders"]
     windows = f"{job.windows:,} windows"
     print(f"\n{job.name}: kernel {job.kernel}, stride {job.stride}, {windows}, {job.model}")
-    bound = None
-    if result["bounds"]:
-        decode = statistics.median(b["decode"]["cpu"] for b in result["bounds"])
-        model = statistics.median(b["model"]["cpu"] for b in result["bounds"])
-        bound = result["bound"] = (decode + model) / cores()
-        best = result["bounds"][-1]["model"]
-        how = (
-            f"{best['callers']}×{best['threads']} threads, batch {best['batch']}, {best['layout']}"
+    if setting := result["setting"]:
+        parts = [part for around in result["bounds"] for part in around]
+        decode = statistics.median(part["decode"]["cpu"] for part in parts)
+        model = statistics.median(part["model"]["cpu"] for part in parts)
+        order = "channels last" if setting["channels_last"] else "channels first"
+        print(
+            f"  bound: decode {decode:.2f} + model {model:.2f} CPU s = "
+            f"{(decode + model) / cores():.2f} s ({setting['callers']}×{setting['threads']} "
+            f"threads, batch {setting['batch']}, {order})"
         )
-        print(f"  bound: decode {decode:.2f} + model {model:.2f} CPU s = {bound:.2f} s ({how})")
     peers = {n: t["wall"] for n, t in table.items() if n not in ("streamwsi", "null")}
     fastest = min((w for w in peers.values() if w == w), default=None)
     heads = f"{'wall s':>8}{'CPU s':>8}{'PSS MB':>8}{'win/s':>10}{'÷bound':>8}{'÷peer':>7}"
     print(f"  {'':22}{heads}  error")
     for name, facts in table.items():
-        ours = bound and facts["wall"] / bound
         versus = fastest and facts["wall"] / fastest
         print(
             f"  {name:22}{facts['wall']:8.2f}{facts['cpu']:8.2f}{facts['pss'] / 1e6:8.0f}"
-            f"{job.windows / facts['wall']:10,.0f}{ours or 0:8.2f}{versus or 0:7.2f}"
-            f"  {facts.get('error', '')}"
+            f"{job.windows / facts['wall']:10,.0f}{facts.get('versus_bound', 0):8.2f}"
+            f"{versus or 0:7.2f}  {facts.get('error', '')}"
             + (f"  amplification {facts['amplification']:.3f}" if "amplification" in facts else "")
         )
 

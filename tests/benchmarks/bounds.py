@@ -13,13 +13,13 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .jobs import Job, model_of
 
-__all__ = ["decode_bound", "model_bound"]
+__all__ = ["Setting", "best_setting", "decode_bound", "model_bound"]
 
 
 def cores() -> int:
@@ -54,32 +54,56 @@ def decode_bound(job: Job, slide: Path) -> dict[str, float]:
         return {"wall": time.perf_counter() - began, "cpu": cpu, "tiles": len(tiles)}
 
 
-def model_bound(job: Job, seconds: float = 0.7) -> dict[str, Any]:
-    """Uint8 windows in memory → float → model: the best of several batch sizes and threads."""
+class Setting(NamedTuple):
+    """How the model is called.
+
+    Attributes:
+        batch: windows per call.
+        channels_last: the memory order of model and windows.
+        callers: threads that call it.
+        threads: of torch's, in each call.
+    """
+
+    batch: int
+    channels_last: bool
+    callers: int
+    threads: int
+
+
+def best_setting(job: Job, seconds: float = 0.4) -> Setting:
+    """The setting with which the model is fastest, all measured twice."""
+    pairs = {(1, cores()), (cores(), 1)}
+    settings = [
+        Setting(batch, last, *pair)
+        for batch, last, pair in itertools.product((4, 8, 16, 32), (False, True), pairs)
+    ]
+    walls = dict.fromkeys(settings, 0.0)
+    for setting in (*settings, *reversed(settings)):
+        walls[setting] += model_bound(job, setting, seconds)["wall"]
+    return min(settings, key=walls.__getitem__)
+
+
+def model_bound(job: Job, setting: Setting, seconds: float = 1.5) -> dict[str, float]:
+    """Uint8 windows in memory → float → model, for as many windows as the job has.
+
+    The setting was found before: the best of many measurements on a machine whose speed
+    fluctuates is less than any of them takes on average.
+    """
     import torch
 
-    model = model_of(job.model)
     windows = np.random.default_rng(0).integers(0, 256, (64, job.kernel, job.kernel, 3), np.uint8)
-    best: dict[str, Any] = {}
+    layout = torch.channels_last if setting.channels_last else torch.contiguous_format
     before = torch.get_num_threads()
-    layouts = (torch.contiguous_format, torch.channels_last)
-    for batch, layout in itertools.product((4, 8, 16, 32), layouts):
-        model = model.to(memory_format=layout)
-        for callers, inside in {(1, cores()), (cores(), 1)}:
-            torch.set_num_threads(inside)
-            found = _rate(model, windows, batch, layout, callers, seconds)
-            found |= {"batch": batch, "callers": callers, "threads": inside, "layout": str(layout)}
-            if not best or found["wall"] < best["wall"]:
-                best = found
+    torch.set_num_threads(setting.threads)
+    model = model_of(job.model).to(memory_format=layout)
+    found = _rate(model, windows, setting.batch, layout, setting.callers, seconds)
     torch.set_num_threads(before)
-    for key in ("wall", "cpu"):
-        best[key] *= job.windows
-    return best
+    return {key: value * job.windows for key, value in found.items()}
 
 
 def _rate(
     model: Any, windows: Any, batch: int, layout: Any, callers: int, seconds: float
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Seconds of wall and CPU per window."""
     import torch
 

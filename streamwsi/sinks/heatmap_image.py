@@ -21,7 +21,7 @@ from .channel_display import Channel
 from .chunking import Chunking, choose_chunks
 from .heatmap_metadata import ome_attributes
 from .label_images import label_image, labels_group
-from .pyramids import level_shapes, pyramid_bytes
+from .pyramids import pyramid_bytes
 
 __all__ = ["HeatmapImage"]
 
@@ -98,9 +98,7 @@ class HeatmapImage:
     @property
     def pyramid_bytes(self) -> int:
         """Bytes that making the smaller levels takes."""
-        if len(level_shapes(self.shape)) == 1:
-            return 0
-        return pyramid_bytes(self.cut, np.dtype(self.dtype).itemsize)
+        return pyramid_bytes(self.cut, self.shape, np.dtype(self.dtype).itemsize)
 
     def ome(self, paths: Sequence[str] = ()) -> dict[str, Any]:
         """The group's OME metadata.

@@ -132,11 +132,25 @@ def piece(cut: Chunking, shape: Sequence[int], itemsize: int) -> tuple[int, ...]
     return widened(cut.chunks, shape, _PIECE_BYTES // itemsize)
 
 
-def pyramid_bytes(cut: Chunking, itemsize: int) -> int:
-    """The memory at most that making a pyramid takes, whatever its size.
+def pyramid_bytes(cut: Chunking, shape: Sequence[int], itemsize: int) -> int:
+    """The memory at most that making a pyramid takes; beyond some size that does not grow with it.
 
     What is written at once, compressed, and joined to a file; and for each piece that is being
     made the four times as many cells that it is made from, decoded and compressed, and the sums.
+
+    Args:
+        cut: of all levels.
+        shape: of level 0.
+        itemsize: bytes of a cell and channel.
     """
-    files = max(prod(cut.files) * itemsize, _WRITTEN_BYTES)
-    return 3 * files + AT_ONCE * 18 * max(prod(cut.chunks) * itemsize, _PIECE_BYTES)
+    _, *smaller = level_shapes(tuple(shape))
+    if not smaller:
+        return 0
+    files, pieces = (
+        prod(map(min, cells, smaller[0]))
+        for cells in (written(cut, smaller[0], itemsize), piece(cut, smaller[0], itemsize))
+    )
+    # A chunk is stored whole, even where the level ends within it.
+    return (
+        3 * max(files, prod(cut.files)) + AT_ONCE * 18 * max(pieces, prod(cut.chunks))
+    ) * itemsize

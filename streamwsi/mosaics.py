@@ -144,16 +144,17 @@ class Mosaic:
     def of(cls, grid: Grid, channels: int, window: Size, side: int) -> Mosaic:
         """With bands of two chunks' rows, or one of large chunks: a band has to stay in memory. A
         wide level's panels are divided at what makes few, large files: 32 chunks, or as many as
-        half a panel has.
+        half a panel has. Both are even, so that a band can be halved by itself.
 
         Args:
             grid, channels, window: see the class.
             side: cells per side of a chunk.
         """
-        band = side if side >= _LARGE else 2 * side
+        odd = side % 2
+        band = 2 * side if odd or side < _LARGE else side
         whole = cls(grid, channels, window, band, side)
         panel = min(grid.panel, grid.columns) * grid.stride.width / whole.cell(0)
-        chunks = 1 << max(0, min(5, int(panel / (2 * side)).bit_length() - 1))
+        chunks = 1 << max(odd, min(5, int(panel / (2 * side)).bit_length() - 1))
         return cls(grid, channels, window, band, chunks * side)
 
     @property

@@ -7,8 +7,8 @@ viewer finds them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from .channel_display import Channel
 from .chunking import Chunking, choose_chunks
 from .heatmap_metadata import ome_attributes
 from .label_images import label_image, labels_group
-from .pyramids import pyramid_bytes
+from .pyramids import level_shapes, pyramid_bytes
 
 __all__ = ["HeatmapImage"]
 
@@ -94,6 +94,24 @@ class HeatmapImage:
         panels = cells.grid.panel < cells.grid.columns
         across = cells.across if panels else None
         return choose_chunks(shape, itemsize, cells.band, across, side=side)
+
+    def arrays(self) -> Iterator[tuple[str, tuple[int, ...], Chunking, str, float, str]]:
+        """Path, shape, cut, dtype, fill value and axes of what is written while windows come."""
+        what = self.dtype, self.fill, self.axes
+        yield self.path, self.shape, self.cut, *what
+        yield "valid", *self.codes, "uint8", 0, "yx"
+        if self.half is not None:
+            yield *self.half, *what
+
+    @property
+    def half(self) -> tuple[str, tuple[int, ...], Chunking] | None:
+        """Path, shape and cut of level 1, where it is made band by band (`half_level`)."""
+        _, *smaller = level_shapes(self.shape)
+        if isinstance(self.cells, Raster) or not smaller:
+            return None
+        cells = replace(self.cells, band=self.cells.band // 2, across=self.cells.across // 2)
+        cut = self._cut(cells, smaller[0], np.dtype(self.dtype).itemsize, self.side)
+        return f"{self.path.removesuffix('0')}1", smaller[0], cut
 
     @property
     def pyramid_bytes(self) -> int:

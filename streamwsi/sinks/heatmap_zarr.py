@@ -1,6 +1,6 @@
 """HeatmapZarr: a slide's heatmap as an OME-Zarr 0.5 image that grows while it is computed.
 
-``OUT/<slide id>.zarr`` is a zarr v3 group with two arrays:
+``OUT/<slide id>.zarr`` is a zarr v3 group with the arrays:
 
 - ``0``: float ``(c, y, x)``, NaN where nothing was computed, or labels ``(y, x)``: the image. A
   processor's vector is one cell, and so is each number of a map ``(C, h, w)``. Maps are laid
@@ -10,6 +10,8 @@
 - ``valid``: uint8 ``(y, x)``, a cell per window, or of a map that is blended per cell: 0 nothing
   computed, 1 computed, 2 could not be computed for pixels that could not be had, 3 not part of
   the plan (left out by a mask).
+- ``1``, ``2``, …: the smaller levels, which the metadata name when all is done. Of maps that are
+  blended, ``1`` grows with ``0``.
 
 The group's attribute ``streamwsi`` is the record (`streamwsi.sinks.base`): what the heatmap was
 made from, the names of its channels, and how far it is (`streamwsi.sinks.zarr_groups`).
@@ -222,9 +224,12 @@ class _Writer(ResumableWriter):
 
         assert self._image is not None
         assert self._store is not None
-        labels = self._sink.dtype == "labels"
         paths = await _zarr_arrays().in_a_loop_of_its_own(
-            build_pyramid, self._store, self._image.path, labels=labels
+            build_pyramid,
+            self._store,
+            self._image.path,
+            labels=self._sink.dtype == "labels",
+            made=int(self._image.half is not None),
         )
         self._group.show(self._image, *paths)
         await anyio.to_thread.run_sync(self._group.save_labels)
@@ -237,8 +242,8 @@ class _Writer(ResumableWriter):
         names = channel_names(group.identity["processor"], shape[1])
         self._image = HeatmapImage(plan, cells, self._sink.dtype, self._sink.chunk or SIDE, names)
         group.show(self._image)
-        image, codes = await (self._create if fresh else self._reopen)(self._image)
-        written = await self._arranged(cells, image, codes)
+        found = await (self._create if fresh else self._reopen)(self._image)
+        written = await self._arranged(cells, *found)
         await written.begin(self.resume_at, fresh)
         if fresh:
             await self._store.sync()
@@ -247,7 +252,7 @@ class _Writer(ResumableWriter):
         return written
 
     async def _arranged(
-        self, cells: Raster | Mosaic, image: AnyArray, codes: AnyArray
+        self, cells: Raster | Mosaic, image: AnyArray, codes: AnyArray, half: AnyArray | None = None
     ) -> SideBySide | Merging:
         """What writes the arrays; importing it takes zarr."""
         sink, plan = self._sink, self._group.plan
@@ -259,22 +264,19 @@ class _Writer(ResumableWriter):
 
         # It allocates the whole front: not in the loop.
         return await anyio.to_thread.run_sync(
-            Merging, image, codes, cells, sink.blend, sink.dtype, plan, self._group.path
+            Merging, image, codes, half, cells, sink.blend, sink.dtype, plan, self._group.path
         )
 
     async def _create(self, image: HeatmapImage) -> list[AnyArray]:
-        arrays, store, codes = _zarr_arrays(), self._store, image.codes
-        what = image.dtype, image.fill, image.axes
         return [
-            await arrays.create_array(store, image.path, image.shape, image.cut, *what),
-            await arrays.create_array(store, "valid", codes[0], codes[1], "uint8", 0, "yx"),
+            await _zarr_arrays().create_array(self._store, path, shape, cut, dtype, fill, axes)
+            for path, shape, cut, dtype, fill, axes in image.arrays()
         ]
 
     async def _reopen(self, image: HeatmapImage) -> list[AnyArray]:
-        arrays, store, codes = _zarr_arrays(), self._store, image.codes
         found = [
-            await arrays.open_array(store, image.path, image.shape, image.cut, image.dtype),
-            await arrays.open_array(store, "valid", codes[0], codes[1], "uint8"),
+            await _zarr_arrays().open_array(self._store, path, shape, cut, dtype)
+            for path, shape, cut, dtype, *_ in image.arrays()
         ]
         if None in found:
             raise CannotWrite(

@@ -1,11 +1,11 @@
 """Merging: maps of overlapping windows blended into one, written band by band.
 
 The panel's `Canvas` takes the windows; whenever a row of windows comes that leaves a band of it
-behind, the band is taken out, divided, and written once, in a thread of its own while the next
-windows come: one band at a time. The cells at the right that the next panel goes on with are put
-into a seam. What is in the canvas is never stored half done: a resume
-computes again the windows that reach into the first band that is missing, at most those of a few
-rows, and adds them in the same order.
+behind, the band is taken out, divided, and written once, its half with it, in a thread of its own
+while the next windows come: one band at a time. The cells at the right that the next panel goes
+on with are put into a seam. What is in the canvas is never stored half done: a resume computes
+again the windows that reach into the first band that is missing, at most those of a few rows, and
+adds them in the same order.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..chunks import Plan
 from ..geometry import Run
 from ..mosaics import Mosaic, PanelCells
 from .cell_types import COMPUTED, DAMAGED, LEFT_OUT, CellType, as_cells
+from .half_level import HalfLevel
 from .seams import Seam
 from .zarr_arrays import AnyArray, in_a_loop, store_files
 
@@ -50,6 +51,7 @@ class Merging:
     Args:
         image: ``(c, y, x)``, or labels.
         codes: ``(y, x)`` uint8: why a cell has a value or none.
+        half: level 1; None where the map is too small to have one.
         mosaic: its cells.
         blend: what becomes of those that several windows have a value for.
         cells: what they are stored as.
@@ -61,6 +63,7 @@ class Merging:
         self,
         image: AnyArray,
         codes: AnyArray,
+        half: AnyArray | None,
         mosaic: Mosaic,
         blend: Blend,
         cells: CellType,
@@ -69,6 +72,7 @@ class Merging:
     ) -> None:
         self._image = image
         self._codes = codes
+        self._half = None if half is None else HalfLevel(half, labels=cells == "labels")
         self._mosaic = mosaic
         self._blend = blend
         self._cells = cells
@@ -267,6 +271,8 @@ class Merging:
             if known.any():
                 image = as_cells(strip.final(rows, columns), self._cells, 0)
                 in_a_loop(store_files, self._image, at, image, known)
+                if self._half is not None:
+                    self._half.store(*at, image)
             if self._covered is not None:
                 y, x = self._covered[0][at[0], None], self._covered[1][None, at[1]]
                 codes[(codes == 0) & y & x] = LEFT_OUT

@@ -38,7 +38,7 @@ Halve = Callable[[Cells], Cells]
 
 
 async def build_pyramid(
-    store: DurableStore, path: str = "0", *, labels: bool, smallest: int = 256
+    store: DurableStore, path: str = "0", *, labels: bool, smallest: int = 256, made: int = 0
 ) -> list[str]:
     """Write the levels 1, 2, … of an array, durably.
 
@@ -51,6 +51,7 @@ async def build_pyramid(
             ``(c, y, x)``. Its name ends with ``0``.
         labels: whether cells are labels: the most frequent is taken, rather than the mean.
         smallest: the longest side of the last level, in cells.
+        made: how many of the smaller levels are there already, whole.
 
     Returns:
         The paths of all levels, `path` first.
@@ -58,23 +59,26 @@ async def build_pyramid(
     Raises:
         CannotWrite: a chunk cannot be read back.
     """
-    source: AsyncArray[Any] = await asynchronous.open_array(store=store, path=path, zarr_format=3)
-    shapes = level_shapes(source.shape, smallest)
+    level: AsyncArray[Any] = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    shapes = level_shapes(level.shape, smallest)
     prefix = path.removesuffix("0")
     paths = [f"{prefix}{k}" for k in range(len(shapes))]
-    await anyio.to_thread.run_sync(_remove, store.root / prefix)
-    for name, shape in zip(paths[1:], shapes[1:], strict=True):
-        target = await _create(store, name, source, shape)
+    await anyio.to_thread.run_sync(_remove, store.root / prefix, made)
+    source: AsyncArray[Any] = level
+    if made:
+        source = await asynchronous.open_array(store=store, path=paths[made], zarr_format=3)
+    for name, shape in zip(paths[made + 1 :], shapes[made + 1 :], strict=True):
+        target = await _create(store, name, level, shape)
         await _fill(source, target, labels=labels)
         source = target
     await store.sync()
     return paths
 
 
-def _remove(group: Path) -> None:
+def _remove(group: Path, made: int) -> None:
     """Remove what an earlier call left of the levels."""
     for folder in [*group.iterdir()]:
-        if folder.name.isdecimal() and int(folder.name) > 0:
+        if folder.name.isdecimal() and int(folder.name) > made:
             shutil.rmtree(folder)
 
 

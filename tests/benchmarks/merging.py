@@ -12,15 +12,19 @@ import argparse
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import numpy as np
 
 from streamwsi.chunks import Pieces, Places
 from streamwsi.geometry import Grid, Size
+from streamwsi.heaps import share_one_heap
 from streamwsi.sinks import HeatmapZarr, zarr_pyramid
+from streamwsi.sinks.heatmap_image import HeatmapImage
 from streamwsi.testing.outputs import grid_plan, recipe
 
 from .bounds import cores, decode_bound
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--blend", default="mean")
     parser.add_argument("--side", type=int, default=16384, help="of the level, in pixels")
     args = parser.parse_args()
+    share_one_heap()  # as a run does
     job = Job("merging", 512, 256, args.side, args.side)
     decode = decode_bound(job, slide_of(job))
     print(
@@ -76,14 +81,14 @@ async def _merge(job: Job, blend: Any, smaller: bool = True) -> None:
 
     with tempfile.TemporaryDirectory() as out:
         sink = HeatmapZarr(Path(out), blend=blend)
-        build = zarr_pyramid.build_pyramid
-        try:
+        async with AsyncExitStack() as stack:
             if not smaller:
-                zarr_pyramid.build_pyramid = none  # type: ignore[assignment]
-            async with sink.open(plan, recipe(plan, sink), overwrite=False) as writer:
-                await writer.write(pieces())
-        finally:
-            zarr_pyramid.build_pyramid = build
+                stack.enter_context(patch.object(HeatmapImage, "half", None))
+                stack.enter_context(patch.object(zarr_pyramid, "build_pyramid", none))
+            writer = await stack.enter_async_context(
+                sink.open(plan, recipe(plan, sink), overwrite=False)
+            )
+            await writer.write(pieces())
 
 
 if __name__ == "__main__":

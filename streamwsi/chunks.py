@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
@@ -283,9 +284,14 @@ class Batch:
         return out
 
     def cuts(self, size: int) -> Iterator[Batch]:
-        """The batch in pieces of at most `size` windows, over the same pixels."""
-        for begin in range(0, len(self), size):
-            end = min(begin + size, len(self))
+        """The batch in pieces of at most `size` windows, over the same pixels.
+
+        None is of a single window where that can be helped: some models drop an axis then.
+        """
+        ends = [*range(size, len(self), size), len(self)]
+        if size > 2 and len(ends) > 1 and ends[-1] - ends[-2] == 1:
+            ends[-2] -= 1
+        for begin, end in pairwise((0, *ends)):
             parts, at = [], 0
             for part in self.parts:
                 cut = part[max(0, begin - at) : max(0, end - at)]

@@ -80,6 +80,29 @@ def test_a_batch_gathers_its_parts_in_order() -> None:
     np.testing.assert_array_equal(out[:6], batch.pixels)
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"),
+    [
+        (6, 6, [6]),
+        (6, 16, [6]),
+        (6, 4, [4, 2]),
+        (6, 5, [4, 2]),
+        (4, 3, [2, 2]),
+        (5, 2, [2, 2, 1]),
+        (1, 3, [1]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_a_batch_is_cut_without_single_windows(count: int, size: int, sizes: list[int]) -> None:
+    pixels = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+    batch = Batch(Places(plan(), 0, count), (pixels[:2], pixels[2:]), pixels.ravel() % 2 == 0)
+    pieces = [*batch.cuts(size)]
+    assert [len(piece) for piece in pieces] == sizes
+    np.testing.assert_array_equal(np.concatenate([piece.pixels for piece in pieces]), pixels)
+    np.testing.assert_array_equal(np.concatenate([piece.valid for piece in pieces]), batch.valid)
+    assert [piece.places.start for piece in pieces] == np.cumsum([0, *sizes[:-1]]).tolist()
+
+
 def test_a_kept_batch_outlives_its_first_release() -> None:
     log: list[str] = []
     held = chunk(log)

@@ -38,7 +38,17 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_ON_CPU = 16
 """Windows per call of the model on a CPU, where several threads call it side by side: their
 inputs share a cache, and with 32 windows of 256×256 each, two threads took a fifth longer. Fewer
-than 16 are worse: oneDNN then leaves some convolutions to a road that is five times slower."""
+are worse for a model of few, small 1×1 convolutions: below 16 torch leaves those to a road that
+is several times slower than oneDNN's.
+"""
+
+_ACTIVATIONS = 32 << 20
+_FEWEST_ON_CPU = 2
+"""A model whose activations are not kept by malloc for as many windows (`KeptHeap`) is called with
+as many as take this (bytes), near the caches; and with two at least, for with a single one some
+drop an axis. Windows a second on two cores, with 16 and with that many: a small U-Net 84 and 165
+at 256×256, 15 and 30 at 512×512; a stack of bottlenecks at 224×224 67 and 82; ResNet-18 alike.
+"""
 
 
 _COPIES_OF_VALUES = 2
@@ -111,11 +121,13 @@ class Inference:
             )
         self._batch_size = batch_size
         on_cpu = self._device.type == "cpu" and self._model.batch is None
-        self._at_once = min(batch_size, _MOST_ON_CPU) if on_cpu else batch_size
+        self._most = min(batch_size, _MOST_ON_CPU) if on_cpu else batch_size
+        # A model that is compiled or exported for one size keeps that.
+        self._adapts = on_cpu and not compiled
         # What is measured is the plain model: torch's counting and its compiler exclude each other.
         self._plain = self._model
         if compiled:
-            self._model = compiled_model(self._model, self._at_once)
+            self._model = compiled_model(self._model, self._most)
         self._mean, self._std = mean, std
         names = self._model.channel_names if channel_names is None else channel_names
         # A module's own names are those of one of its outputs, and nobody knows which.
@@ -167,7 +179,8 @@ class Inference:
             ConfigError: it returned several outputs, and which to take was not said, or wrongly.
         """
         with torch.inference_mode(), self._precision():
-            values = [self._call(part, self._model) for part in batch.cuts(self._at_once)]
+            size = self._at_once(batch.shape[1:], batch.dtype)
+            values = [self._call(part, self._model) for part in batch.cuts(size)]
         return values[0] if len(values) == 1 else np.concatenate(values)
 
     def value_type(self, blank: Batch) -> ValueType:
@@ -183,8 +196,25 @@ class Inference:
         # On a GPU the tensors lie over there.
         rows = max(len(blank), self._plain.batch or 1)
         activations = tensors.peak // rows if self._device.type == "cpu" else 0
-        self._measured[blank.shape[1:], blank.dtype] = activations, value.nbytes
+        key = blank.shape[1:], blank.dtype
+        if len(blank) > 1 or key not in self._measured:
+            # Slides of a single window do not tell as well what a window takes.
+            self._measured[key] = activations, value.nbytes
+        self._buffers.clear()  # they are for as many windows as were called before
         return value
+
+    def learn(self, other: Inference) -> None:
+        """Call the model as a replica on the same kind of device does: results must not depend on
+        which of them is given a batch."""
+        if self._device.type == other._device.type:
+            self._measured.update(other._measured)
+
+    def _at_once(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+        """Windows of that shape and dtype per call of the model."""
+        activations, _ = self._measured.get((shape, np.dtype(dtype)), (0, 0))
+        if not self._adapts or activations * self._most <= KeptHeap.thread_bytes:
+            return self._most
+        return min(self._most, max(_FEWEST_ON_CPU, _ACTIVATIONS // activations))
 
     def _precision(self) -> AbstractContextManager[None]:
         if self._autocast is None:
@@ -217,12 +247,13 @@ class Inference:
         each = math.prod(shape) * (4 if self._device.type == "cpu" else dtype.itemsize)
         activations, value = self._measured.get((shape, np.dtype(dtype)), (0, 0))
         each += activations
-        return -(-each * self._at_once // self._batch_size) + _COPIES_OF_VALUES * value
+        at_once = self._at_once(shape, dtype)
+        return -(-each * at_once // self._batch_size) + _COPIES_OF_VALUES * value
 
     def heap_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """Bytes that each thread should keep between its calls (`KeptHeap`)."""
         activations, _ = self._measured.get((shape, np.dtype(dtype)), (0, 0))
-        return min(KeptHeap.thread_bytes, activations * self._at_once)
+        return min(KeptHeap.thread_bytes, activations * self._at_once(shape, dtype))
 
     def close(self) -> None:
         """Put a module of the caller's back as it was, and torch's number of threads."""
@@ -239,8 +270,9 @@ class Inference:
             del buffer
             self._buffers.clear()
         on_gpu = self._device.type != "cpu"
+        capacity = max(len(batch), self._at_once(batch.shape[1:], batch.dtype))
         return InputBuffer(
-            batch, self._at_once, self._device, self._mean, self._std, on_gpu, self._chunks
+            batch, capacity, self._device, self._mean, self._std, on_gpu, self._chunks
         )
 
 

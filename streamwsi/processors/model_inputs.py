@@ -85,8 +85,8 @@ class InputBuffer:
             self._stage = raw.pin_memory() if device.type == "cuda" else raw
 
     def takes(self, batch: Batch) -> bool:
-        """Whether the batch's windows are of the buffer's shape and dtype."""
-        return self._key == (batch.shape[1:], batch.dtype)
+        """Whether the batch's windows are of the buffer's shape and dtype, and find room in it."""
+        return self._key == (batch.shape[1:], batch.dtype) and len(batch) <= len(self._floats)
 
     def fill(self, batch: Batch, at_least: int = 1) -> Tensor:
         """The batch as ``(n, channels, h, w)`` in the model's range, valid until the next call.

@@ -71,7 +71,10 @@ class Replicas:
     def value_type(self, blank: Batch) -> ValueType:
         """See `Inference.value_type`; on the thread's device."""
         inference: Inference = self._local.inference
-        return inference.value_type(blank)
+        value = inference.value_type(blank)
+        for other in self._all:
+            other.learn(inference)
+        return value
 
     def window_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
         """See `Inference.window_bytes`; on whichever device has seen such windows."""

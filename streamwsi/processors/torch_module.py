@@ -61,7 +61,8 @@ class TorchModule:
             into evaluation mode while the processor is open. A program that was exported with
             a fixed batch dimension needs that `batch_size`; its last batch is filled up with
             zeros that are dropped again.
-        batch_size: windows a call; on a CPU at most 16 of them at a time are given to the model.
+        batch_size: windows a batch; on a CPU the model gets at most 16 of them at a time, and
+            fewer (2 at least) where its activations would take more than 63 MiB.
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or
             several, each with a replica of the model: ``"cuda:0,cuda:1"``.
         mean: subtracted per channel.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from streamwsi.chunks import Batch
+from streamwsi.chunks import Batch, Places
 from streamwsi.errors import CannotProcess
 from streamwsi.geometry import Grid, Size
 from streamwsi.heaps import KeptHeap
@@ -167,10 +167,85 @@ async def test_weights_and_activations_are_part_of_what_a_model_holds() -> None:
     ):
         assert isinstance(running, HoldsBuffers)
         running.value_type(blank_batch(PLAN, 32))
-        inputs = 16 * 48 * 64 * 3 * 4  # 16 windows of a batch at a time
-        expected = (16 << 20) + 2 * (16 * (4 << 20) + inputs)
+        inputs = 7 * 48 * 64 * 3 * 4  # as many windows of a batch at a time as take 32 MiB
+        expected = (16 << 20) + 2 * (7 * (4 << 20) + inputs)
         # What they leave is kept where there is room for that as well.
-        kept = 2 * KeptHeap.thread_bytes
+        kept = 2 * 7 * (4 << 20)
+        assert kept < 2 * KeptHeap.thread_bytes
         assert expected <= running.fit(PLAN, expected + kept // 2) <= expected + (1 << 20)
         taken = running.fit(PLAN, 1 << 40)
     assert expected + kept <= taken <= expected + kept + (1 << 20)
+
+
+class Recording(nn.Module):
+    """Some MiB of activations per window; remembers how many windows it was called with."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return x.mean((1, 2, 3)).reshape(-1, 1).repeat(1, self.cells).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("cells", "batch", "sizes"),
+    [
+        (1 << 10, 32, [16, 16]),
+        (15 << 16, 32, [16, 16]),  # 3.75 MiB a window
+        (1 << 20, 32, [7, 7, 7, 7, 4]),  # a few bytes more than 4 MiB a window
+        (1 << 22, 32, [2] * 16),
+        (1 << 25, 32, [2] * 16),  # 128 MiB a window
+        (1 << 22, 1, [1]),
+    ],
+)
+async def test_large_activations_make_small_calls(cells: int, batch: int, sizes: list[int]) -> None:
+    model = Recording(cells)
+    processor = TorchModule(model, batch_size=batch, device="cpu", threads=1)
+    async with (
+        open_workers(Limits(worker_kind="inline")) as workers,
+        processor.open(workers) as running,
+    ):
+        assert isinstance(running, TellsValues)
+        running.value_type(blank_batch(PLAN, batch))
+        model.sizes.clear()
+        blank = blank_batch(PLAN, batch)
+        whole = np.repeat(blank.pixels[:1], batch, 0)
+
+        async def batches() -> Any:
+            yield Batch(Places(PLAN, 0, batch), (whole,), np.ones(batch, np.bool_))
+
+        (pieces,) = [some async for some in running.pieces(batches())]
+    assert model.sizes == sizes
+    np.testing.assert_allclose(pieces.values, 1, rtol=1e-6)
+
+
+async def test_replicas_are_called_alike_whichever_was_asked(tmp_path: Path) -> None:
+    """Sums in other orders would have other last digits."""
+    sizes: list[int] = []
+
+    class Shared(Recording):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    processor = TorchModule(Shared(1 << 22), batch_size=8, device="cpu,cpu", threads=1)
+    async with (
+        open_workers(Limits(worker_kind="inline")) as workers,
+        processor.open(workers) as running,
+    ):
+        assert isinstance(running, TellsValues)
+        blank = blank_batch(PLAN, 8)
+        running.value_type(blank)
+        sizes.clear()
+        whole = np.repeat(blank.pixels[:1], 8, 0)
+
+        async def batches() -> Any:
+            for start in (0, 8):
+                places = Places(PLAN, start, start + 8)
+                yield Batch(places, (whole,), np.ones(8, np.bool_))
+
+        assert len([some async for some in running.pieces(batches())]) == 2
+    assert sizes == [2] * 8

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .bounds import Setting, best_setting, cores, decode_bound, model_bound
+from streamwsi.limits import cores
+
+from .bounds import Setting, best_setting, decode_bound, model_bound
 from .contenders import available
 from .jobs import JOBS, Job, model_of, quick, slide_of
 

@@ -17,14 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from streamwsi.limits import cores
+
 from .jobs import Job, model_of
 
 __all__ = ["Setting", "best_setting", "decode_bound", "model_bound"]
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _decode(slide: str, tiles: list[int]) -> float:

@@ -23,11 +23,12 @@ import numpy as np
 from streamwsi.chunks import Pieces, Places
 from streamwsi.geometry import Grid, Size
 from streamwsi.heaps import share_one_heap
+from streamwsi.limits import cores
 from streamwsi.sinks import HeatmapZarr, zarr_pyramid
 from streamwsi.sinks.heatmap_image import HeatmapImage
 from streamwsi.testing.outputs import grid_plan, recipe
 
-from .bounds import cores, decode_bound
+from .bounds import decode_bound
 from .jobs import Job, slide_of
 
 __all__ = ["main"]

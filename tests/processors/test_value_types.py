@@ -222,7 +222,7 @@ async def test_large_activations_make_small_calls(cells: int, batch: int, sizes:
     np.testing.assert_allclose(pieces.values, 1, rtol=1e-6)
 
 
-async def test_replicas_are_called_alike_whichever_was_asked(tmp_path: Path) -> None:
+async def test_replicas_are_called_alike_whichever_was_asked() -> None:
     """Sums in other orders would have other last digits."""
     sizes: list[int] = []
 

@@ -173,7 +173,7 @@ def test_a_mask_weighs_by_its_share_of_the_area() -> None:
 
 async def test_patches_on_the_tissue_of_each_slide(tmp_path: Path) -> None:
     """Found in the slide itself; the same ones each time."""
-    write_slide(tmp_path / "a.svs", Size(2000, 1500), levels=2)
+    write_slide(tmp_path / "a.svs", Size(1400, 1000), levels=2)
     sampler = RandomPatches(60, 32, seed=4, weights=TissueMask())
     seen = []
     for _ in range(2):

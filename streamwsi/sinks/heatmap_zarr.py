@@ -281,7 +281,8 @@ class _Writer(ResumableWriter):
         if None in found:
             raise CannotWrite(
                 f"{self._group.path} was begun with other values than {image.cells.channels} × "
-                f"{image.cells.window} per window; --overwrite starts afresh"
+                f"{image.cells.window} per window, or lacks an array of these; --overwrite starts "
+                "afresh"
             )
         return found
 

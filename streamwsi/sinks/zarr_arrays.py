@@ -23,6 +23,7 @@ import numpy.typing as npt
 from zarr import AsyncArray
 from zarr.api import asynchronous
 from zarr.core.buffer import Buffer
+from zarr.errors import ArrayNotFoundError
 from zarr.storage import LocalStore
 
 from ..errors import CannotWrite
@@ -304,7 +305,10 @@ async def create_array(
 async def open_array(
     store: DurableStore, path: str, shape: tuple[int, ...], cut: Chunking, dtype: str
 ) -> AnyArray | None:
-    """The array of an earlier run; None where it is not of that shape, cut and dtype."""
-    array: AnyArray = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    """The array of an earlier run; None where it is gone, or not of that shape, cut and dtype."""
+    try:
+        array: AnyArray = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    except ArrayNotFoundError:
+        return None
     found = array.shape, Chunking(array.chunks, array.shards), array.dtype
     return array if found == (shape, cut, np.dtype(dtype)) else None

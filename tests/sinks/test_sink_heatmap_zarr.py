@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image
 
 from streamwsi import heatmaps
-from streamwsi.errors import CannotWrite, StageMismatch
+from streamwsi.errors import CannotWrite, ContractBroken, StageMismatch
 from streamwsi.geometry import Grid, Size
 from streamwsi.samplers.sliding_window import GridPlan
 from streamwsi.sinks import durable, zarr_arrays
@@ -250,6 +251,23 @@ async def test_values_must_keep_their_shape(tmp_path: Path) -> None:
     async with sink.open(plan, how, overwrite=True) as writer:
         receipt = await writer.write(stream(plan, np.zeros((4, 5), np.float32)))
     assert receipt.pieces == 4
+
+
+@pytest.mark.parametrize("array", ["0", "1", "valid"])
+async def test_an_array_that_is_gone(tmp_path: Path, array: str) -> None:
+    """Somebody removed it, or another version of this program has none."""
+    plan = grid_plan(Grid(Size(64, 2400), Size(16, 16), Size(8, 8)))
+    values = np.ones((plan.count, 1, 16, 16), np.float32)
+    sink = HeatmapZarr(tmp_path)
+    how = recipe(plan, sink)
+    async with sink.open(plan, how, overwrite=False) as writer:
+        with pytest.raises(ContractBroken, match="the pieces ended"):
+            await writer.write(stream(plan, values, stop=plan.count - 9))
+    shutil.rmtree(tmp_path / "slide.zarr" / array)
+    async with sink.open(plan, how, overwrite=False) as writer:
+        assert writer.resume_at > 0
+        with pytest.raises(CannotWrite, match="lacks an array of these; --overwrite"):
+            await writer.write(stream(plan, values, start=writer.resume_at))
 
 
 async def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:

@@ -27,38 +27,44 @@ class _Filling:
         self.next = start
         self.stop = stop
         self._parts: list[Pixels] = []
+        #: The big chunk that lends each part; None where it is the batch's own.
+        self._lenders: list[BigChunk | None] = []
         self._valid: list[npt.NDArray[np.bool_]] = []
-        self._chunks: list[BigChunk] = []
 
     def add(self, windows: SmallChunks, begin: int, end: int) -> None:
         pixels = windows.pixels[begin:end]
         if windows.chunk is not None:
             windows.chunk.retain()
-            self._chunks.append(windows.chunk)
         else:
             # The sampler owns these pixels and may use them again for the next windows.
             pixels = pixels.copy()
         self._parts.append(pixels)
+        self._lenders.append(windows.chunk)
         self._valid.append(windows.valid[begin:end])
         self.next += end - begin
 
-    def settle(self) -> None:
-        """Copy what was gathered so far, and give the chunks back.
+    def settle(self, last: BigChunk | None) -> None:
+        """Copy what was gathered so far, and give the chunks back: the next big chunk may need
+        their memory, and would never come.
 
-        The next big chunk may need their memory, and would never come.
+        Args:
+            last: the last one; it is kept if it may be.
         """
-        if self._chunks:
-            self._parts = [np.concatenate(self._parts)]
-            for chunk in self._chunks:
-                chunk.release()
-            self._chunks.clear()
+        lasting = last is not None and last.lasting and last in self._lenders
+        n = self._lenders.index(last) if lasting else len(self._lenders)
+        given = [lender for lender in self._lenders[:n] if lender is not None]
+        if given:
+            self._parts[:n] = [np.concatenate(self._parts[:n])]
+            self._lenders[:n] = [None]
+            for lender in given:
+                lender.release()
 
     def batch(self) -> Batch:
         return Batch(
             Places(self._plan, self._start, self.next),
             tuple(self._parts),
             np.concatenate(self._valid),
-            tuple(self._chunks),
+            tuple(lender for lender in self._lenders if lender is not None),
         )
 
 
@@ -95,7 +101,7 @@ async def batches(
                 yield filling.batch()
                 filling = _Filling(plan, filling.stop, min(filling.stop + size, plan.count))
         if some.chunk is None or behind == some.chunk.region.first + some.chunk.region.count:
-            filling.settle()
+            filling.settle(some.chunk)
     if filling.next < plan.count:
         raise ContractBroken(
             f"the sampler ended after {filling.next} of the {plan.count} windows that it promised"

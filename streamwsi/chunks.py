@@ -181,6 +181,8 @@ class BigChunk:
         damage: the pixels in it that are not valid (their values mean nothing).
         on_release: called once, when nobody holds the chunk any more.
         filled: damage that was painted over in a colour; these pixels are valid.
+        lasting: whether the reader gives the next chunk while this one is held, and none of those
+            before it is. Otherwise it may wait for the memory.
     """
 
     region: Region
@@ -188,6 +190,7 @@ class BigChunk:
     damage: tuple[Damage, ...] = ()
     on_release: Callable[[], None] = _nothing
     filled: tuple[Damage, ...] = ()
+    lasting: bool = False
     _holders: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:

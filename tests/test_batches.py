@@ -31,24 +31,30 @@ def plan(panel: int = 0, rows_per_region: int = 2, kernel: int = 5, stride: int 
 
 class Lender:
     """Big chunks over one memory, of which at most one is lent out at a time: the next one
-    comes only when nobody holds the last, and the pixels of that are gone by then."""
+    comes only when nobody holds the last, and the pixels of that are gone by then.
 
-    def __init__(self, of: GridPlan) -> None:
+    With `lasting` the next one comes while the last is held, if those before it are not.
+    """
+
+    def __init__(self, of: GridPlan, *, lasting: bool = False) -> None:
         self.plan = of
+        self.lasting = lasting
         self.held: set[int] = set()
 
     async def windows(self, start: int) -> AsyncIterator[SmallChunks]:
         for region in self.plan.regions(start):
-            assert not self.held, "the reader would wait for ever"
+            may_be = {region.index - 1} if self.lasting else set()
+            assert self.held <= may_be, "the reader would wait for ever"
             box = region.box
             pixels = ARRAY[box.y : box.bottom, box.x : box.right].copy()
             self.held.add(region.index)
-            chunk = BigChunk(region, pixels, (), partial(self.held.discard, region.index))
+            give_back = partial(self.held.discard, region.index)
+            chunk = BigChunk(region, pixels, (), give_back, lasting=self.lasting)
             for windows in windows_of(self.plan, chunk):
                 yield windows
             # As the lane does: the chunk is given back when the next one is asked for.
             chunk.release()
-            if not self.held:
+            if region.index not in self.held:
                 pixels[:] = 255
 
 
@@ -63,16 +69,17 @@ def expected(of: GridPlan, start: int, stop: int) -> Pixels:
     rows=st.integers(1, 7),
     size=st.integers(1, 80),
     skipped=st.integers(0, 70),
+    lasting=st.booleans(),
 )
 async def test_batches_are_cut_at_multiples_wherever_they_begin(
-    panel: int, rows: int, size: int, skipped: int
+    panel: int, rows: int, size: int, skipped: int, lasting: bool
 ) -> None:
-    """Across rows, regions and panels, with memory for one region."""
+    """Across rows, regions and panels, with memory for one region, or for two."""
     of = plan(panel, rows)
     start = skipped // size * size
     if start >= of.count:
         return
-    lender = Lender(of)
+    lender = Lender(of, lasting=lasting)
     given_: list[tuple[int, int]] = []
     async with aclosing(batches(of, lender.windows(start), size, start)) as all_:
         async for batch in all_:
@@ -95,6 +102,18 @@ async def test_a_batch_within_a_region_is_not_copied() -> None:
         assert all(part.base is not None for part in batch.parts)
         assert not any(part.flags.owndata for part in batch.parts)
         batch.release()
+
+
+async def test_a_batch_across_two_regions_is_not_copied_where_the_first_lasts() -> None:
+    of = plan(rows_per_region=2)
+    size = of.grid.columns * 2 + 5
+    for lasting in (True, False):
+        lender = Lender(of, lasting=lasting)
+        async with aclosing(batches(of, lender.windows(0), size)) as all_:
+            batch = await anext(all_)
+            assert len({id(chunk) for chunk in batch.chunks}) == 1 + lasting
+            assert any(part.flags.owndata for part in batch.parts) is not lasting
+            batch.release()
 
 
 async def test_a_batch_holds_its_chunk_until_its_release() -> None:

@@ -111,7 +111,8 @@ class _Sheet:
 
 @dataclass(slots=True, eq=False)
 class _Lease:
-    """A region that lies in the sheet: its turn and the bytes of the block that it occupies."""
+    """A region that lies in the sheet: its turn, the bytes of the block that it occupies, and
+    whether those of the next region are others, or the same pixels."""
 
     region: Region
     sheet: _Sheet
@@ -119,6 +120,7 @@ class _Lease:
     begin: int
     end: int
     ref: ArrayRef
+    lasting: bool
     jobs: int = 0
     ready: anyio.Event = field(default_factory=anyio.Event)
     error: Exception | None = None
@@ -191,7 +193,9 @@ class Scroll:
         pixels = self._arena.resolve(lease.ref)
         pixels.flags.writeable = False
         damage = tuple(lease.damage)
-        return BigChunk(lease.region, pixels, damage, lambda: self._release(lease))
+        return BigChunk(
+            lease.region, pixels, damage, lambda: self._release(lease), lasting=lease.lasting
+        )
 
     def _release(self, lease: _Lease) -> None:
         self._leases.remove(lease)
@@ -207,16 +211,28 @@ class Scroll:
         """Give each region its place in the sheet and start the jobs for its new rows."""
         with scope, send:
             try:
-                for region in regions:
-                    level = self._slide.level(region.level)
-                    box = region.box.snapped(level.tile, level.size)
+                for region, following in _with_next(regions):
+                    level, box = self._tiles(region)
                     sheet = await self._place(level, box)
-                    lease = self._lease(sheet, region, box)
+                    # With room for three such regions a new turn begins only where this one lies
+                    # behind what the next will take.
+                    larger = max(self._nbytes(one) for one in (region, following or region))
+                    lasting = _ROOM_IN_REGIONS * larger <= self._block.nbytes
+                    lease = self._lease(sheet, region, box, lasting)
                     await send.send(lease)
                     await self._start_jobs(sheet, lease, box)
             except Exception as error:
                 # Raised behind the last chunk: an error here would end the reader's tasks.
                 self._error = error
+
+    def _tiles(self, region: Region) -> tuple[PyramidLevel, Box]:
+        """The whole tiles that a region touches."""
+        level = self._slide.level(region.level)
+        return level, region.box.snapped(level.tile, level.size)
+
+    def _nbytes(self, region: Region) -> int:
+        _, box = self._tiles(region)
+        return box.width * box.height * self._pixel_bytes
 
     async def _place(self, level: PyramidLevel, box: Box) -> _Sheet:
         """The sheet, moved on so that the box's rows have their place in it."""
@@ -263,9 +279,10 @@ class Scroll:
         ):
             await self._released.wait()
 
-    def _lease(self, sheet: _Sheet, region: Region, box: Box) -> _Lease:
+    def _lease(self, sheet: _Sheet, region: Region, box: Box, lasting: bool) -> _Lease:
         begin, end = sheet.at(box.y), sheet.at(box.bottom)
-        lease = _Lease(region, sheet, self._turn, begin, end, self._ref(sheet, region.box))
+        ref = self._ref(sheet, region.box)
+        lease = _Lease(region, sheet, self._turn, begin, end, ref, lasting)
         lease.add(sheet.damage)
         self._leases.append(lease)
         return lease
@@ -321,6 +338,19 @@ class Scroll:
         self._tally.tiles_decoded += part.size
         self._tally.distinct_tiles += part.size - int(np.count_nonzero(part))
         part[...] = True
+
+
+def _with_next(regions: Iterator[Region]) -> Iterator[tuple[Region, Region | None]]:
+    """Each region, and the one behind it; an error of the plan comes in its place."""
+    region = next(regions, None)
+    while region is not None:
+        try:
+            following = next(regions, None)
+        except Exception:
+            yield region, None
+            raise
+        yield region, following
+        region = following
 
 
 def _to_start(sheet: _Sheet, region: Region, box: Box) -> Iterator[Box]:

@@ -169,6 +169,34 @@ async def test_views_are_right_until_their_release(case: Case, hold: int) -> Non
     assert free_bytes(workers) == workers.arena.nbytes
 
 
+@settings(
+    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+@given(case=cases(), spare=st.sampled_from([0, 1, 2, 2.5, 5]))
+async def test_the_next_chunk_comes_while_a_lasting_one_is_held(case: Case, spare: float) -> None:
+    """And nobody else is there to give anything back; with memory for three regions all last."""
+    async with opened(case) as (reader, _):
+        plan = case.plan(reader.slide)
+        memory = int((1 + spare) * case.memory(reader.slide))
+        with anyio.fail_after(10), mock.patch.object(scroll, "_ROOM", 1):
+            async with aclosing(reader.bigchunks(plan.regions(), memory)) as chunks:
+                last: BigChunk | None = None
+                lasting = []
+                async for chunk in chunks:
+                    if last is not None:
+                        check(last, case.array)
+                        last.release()
+                    check(chunk, case.array)
+                    lasting.append(chunk.lasting)
+                    last = chunk
+                    if not chunk.lasting:
+                        chunk.release()
+                        last = None
+                if last is not None:
+                    last.release()
+        assert all(lasting) or spare < 2
+
+
 def tiles_of(plan: GridPlan, regions: Iterator[Region]) -> Counter[tuple[int, int]]:
     """How often regions touch each tile."""
     tile = plan.level.tile

@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from .apart import check_apart
 from .batches import batches
 from .budgets import PIECES_IN_LINK, Budget, reading_share
 from .chunks import Batch, BigChunk, Pieces, Plan, Receipt
@@ -132,6 +133,8 @@ class Lane:
     async def _run(self) -> Receipt:
         self._stage = "write"
         self._outputs = self.sink.outputs(self.ref)
+        for output in self._outputs:
+            check_apart(self.ref.uri, output)
         self._stage = "open"
         async with self.source.open(self.ref, self.workers) as opened, AsyncExitStack() as held:
             self._tally = opened.tally

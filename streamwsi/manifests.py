@@ -4,7 +4,8 @@ A place is one of
 
 - a file, or a folder that a source takes for one slide (OME-Zarr, DICOM): that slide;
 - any other folder: the slides that lie in it, by name, without its subfolders;
-- a pattern such as ``slides/**/*.svs``: what it matches, by name;
+- a pattern such as ``slides/**/*.svs``: what it matches, by name (from both, heatmaps that a run
+  has written there are left out);
 - a ``.txt`` list: one path per line; blank lines and those that begin with ``#`` are left out;
 - a ``.csv`` list: the first line names the columns: ``path``; where outputs are not to be named
   after the files, ``id``; and what holds for single slides: ``level``, ``mpp`` or ``power``,
@@ -22,6 +23,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +43,7 @@ _SLIDE_ENDINGS = (
     *(".bif", ".mrxs", ".scn", ".svslide", ".vms", ".vmu"),
 )
 _LARGEST_LIST = 64 << 20
+_LARGEST_DOCUMENT = 16 << 20
 _PROBLEMS_SHOWN = 20
 _FIELD_SHOWN = 60
 _DIGITS = 6
@@ -119,6 +122,7 @@ class _Search:
         elif glob.has_magic(text) and not os.path.lexists(text):
             # Not Path.glob, for a pattern may begin at the root.
             matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+            matches = [each for each in matches if not _is_heatmap(Path(each))]
             self.found += [Listed(SlideRef.of(each)) for each in matches]
             if not matches:
                 self.problems.append(f"{text} matches no file; check the pattern")
@@ -133,7 +137,11 @@ class _Search:
             paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         except OSError:
             return []
-        return [p for p in paths if p.suffix.lower() in _SLIDE_ENDINGS or self._accepted(p)]
+        return [
+            p
+            for p in paths
+            if (p.suffix.lower() in _SLIDE_ENDINGS or self._accepted(p)) and not _is_heatmap(p)
+        ]
 
     def _add_list(self, path: Path) -> None:
         before = len(self.found), len(self.problems)
@@ -272,6 +280,18 @@ _OPTIONS: dict[str, Callable[[Path, str], object]] = {
     "roi": _file,
 }
 """Columns besides id and path, with what reads their text (ConfigError: it is wrong)."""
+
+
+def _is_heatmap(path: Path) -> bool:
+    """Whether it is what a run has written among its slides."""
+    if path.suffix.lower() != ".zarr":
+        return False
+    try:
+        with (path / "zarr.json").open("rb") as file:
+            document = json.loads(file.read(_LARGEST_DOCUMENT))
+        return "streamwsi" in document["attributes"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return False
 
 
 def _is(question: Callable[[], bool]) -> bool:

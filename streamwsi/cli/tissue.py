@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamwsi.errors import CannotWrite
+from streamwsi.apart import check_apart
+from streamwsi.errors import ConfigError
 from streamwsi.limits import Limits
 from streamwsi.slides import SlideRef
 
@@ -35,20 +36,26 @@ def tissue(
             help="Write the mask itself, white on black, to edit it and use it again.",
         ),
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a picture that is there.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Find the tissue on a slide and show it: glass is tinted, and tissue has a red edge."""
     with errors_as_sentences(debug):
+        from streamwsi.exporting.replacing import check_replaceable, replacing
         from streamwsi.pictures import write_png
         from streamwsi.tissue import require_skimage
 
         require_skimage()
+        if out.suffix.lower() != ".png":
+            raise ConfigError(f"--out {out} is no name for a picture; choose one that ends in .png")
+        check_apart(slide, out)
+        check_replaceable(out, overwrite)
         picture, found, lost = run_interruptible(lambda: _found(slide))
         shown = found.astype("uint8") * 255 if mask_only else _over(picture, found)
-        try:
-            write_png(out, shown)
-        except OSError as error:
-            raise CannotWrite(f"{out} cannot be written: {error.strerror}") from error
+        with replacing(out, overwrite) as made:
+            write_png(made, shown)
         print(f"{out}: {found.mean():.1%} of {slide} is tissue")
         if lost:
             print(f"warning: {lost} damaged tile(s) are white in the picture", file=sys.stderr)

@@ -49,7 +49,7 @@ def export_csv(
     source = open_heatmap(heatmap, label)
     count = 0
     with (
-        replacing(Path(out), overwrite) as made,
+        replacing(Path(out), overwrite, source.record) as made,
         made.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file, lineterminator="\n")

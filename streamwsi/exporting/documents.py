@@ -70,6 +70,7 @@ class Record:
 
     Attributes:
         slide: the slide's file name.
+        nbytes: the size of that; None where it is not said.
         size: width and height of its level 0.
         mpp: micrometres of a level-0 pixel, ``(x, y)``.
         kernel: width and height of a window in pixels of the level that was read; None for
@@ -82,6 +83,7 @@ class Record:
     """
 
     slide: str
+    nbytes: int | None
     size: tuple[int, int]
     mpp: tuple[float, float] | None
     kernel: tuple[int, int] | None
@@ -161,6 +163,7 @@ def _record(record: dict[str, Any]) -> Record:
     channels = record.get("channels") or []
     return Record(
         Path(str(slide["name"])).name,
+        slide.get("bytes"),
         size,
         None if mpp is None else _positive(*mpp),
         None if kernel is None else _integers(*kernel),

@@ -77,7 +77,10 @@ def export_geojson(
     else:
         classes = _Thresholds(source, number, [0.5] if thresholds is None else thresholds)
     count = 0
-    with replacing(Path(out), overwrite) as made, made.open("w", encoding="ascii") as file:
+    with (
+        replacing(Path(out), overwrite, source.record) as made,
+        made.open("w", encoding="ascii") as file,
+    ):
         file.write('{"type": "FeatureCollection", "features": [')
         for which, outline in _outlines(level, number, classes):
             file.write(",\n" if count else "\n")

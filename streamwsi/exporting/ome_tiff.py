@@ -59,7 +59,7 @@ def export_ome_tiff(
     import tifffile
 
     source = open_heatmap(heatmap, label)
-    with replacing(Path(out), overwrite) as made:
+    with replacing(Path(out), overwrite, source.record) as made:
         pyramid = layers(source, made.parent)
         big = sum(layer.nbytes for layer in pyramid) > _CLASSIC_BYTES
         with tifffile.TiffWriter(made, bigtiff=big, byteorder="<", ome=True) as file:

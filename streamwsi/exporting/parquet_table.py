@@ -47,7 +47,7 @@ def export_parquet(
     schema = _schema(pyarrow, source)
     count = 0
     with (
-        replacing(Path(out), overwrite) as made,
+        replacing(Path(out), overwrite, source.record) as made,
         parquet.ParquetWriter(made, schema, compression="zstd") as file,
     ):
         for columns in cell_rows(source, every):

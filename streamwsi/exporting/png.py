@@ -82,7 +82,7 @@ def export_png(
     _check(alpha, value_range, max_size)
     opened = open_heatmap(heatmap, label)
     number = opened.channel(channel)
-    with replacing(Path(out), overwrite) as made:
+    with replacing(Path(out), overwrite, opened.record) as made:
         found = None if plain else find_slide(opened, None if slide is None else Path(slide))
         if found is None:
             frame, picture = white_picture(opened, max_size)

@@ -51,7 +51,7 @@ class ZarrGroup(Output):
             return None
         attributes = (read_json(self.path / "zarr.json") or {}).get("attributes")
         if not isinstance(attributes, dict) or not isinstance(attributes.get("streamwsi"), dict):
-            raise self.foreign(self.path, replaceable=self._is_zarr())
+            raise self.foreign(self.path, replaceable=False)
         self.begun = self.mark in attributes["streamwsi"]
         return dict(attributes["streamwsi"])
 
@@ -59,16 +59,8 @@ class ZarrGroup(Output):
         """Whether there is only what an interrupted `begin` leaves."""
         return self.path.is_dir() and all(map(_is_temporary, self.path.iterdir()))
 
-    def _is_zarr(self) -> bool:
-        marks = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
-        return any((self.path / mark).is_file() for mark in marks)
-
     def check_replaceable(self) -> None:
-        if self.path.exists() and not self._is_blank() and not self._is_zarr():
-            raise ConfigError(
-                f"{self.path} exists and is not a zarr folder, so it is not overwritten; choose "
-                "another folder"
-            )
+        self.read()  # a slide may be a zarr folder too: what bears no record of ours is left alone
 
     def begin(self) -> None:
         self.begun = False

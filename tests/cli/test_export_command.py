@@ -40,9 +40,13 @@ class Done(NamedTuple):
     stderr: str
 
 
-def export(*args: object) -> Done:
-    result = CliRunner().invoke(app, ["export", *map(str, args)])
+def streamwsi(*args: object) -> Done:
+    result = CliRunner().invoke(app, [*map(str, args)])
     return Done(result.exit_code, result.stdout, result.stderr)
+
+
+def export(*args: object) -> Done:
+    return streamwsi("export", *args)
 
 
 @processor()
@@ -176,6 +180,23 @@ def test_an_output_is_replaced_only_with_overwrite(heatmap: Path, tmp_path: Path
     assert out.read_text() == "mine"
     assert export(heatmap, *options, "--overwrite").returncode == 0
     check(out)
+
+
+def test_the_slide_is_not_replaced(tmp_path: Path) -> None:
+    """Its name may be that of the export."""
+    slide = tmp_path / "a.ome.tiff"
+    write_slide(slide, Size(300, 300), levels=1)
+    pixels = slide.read_bytes()
+    words = ("heatmap", slide, "--model", "hematoxylin", "--out", tmp_path, "--kernel-size", 64)
+    assert streamwsi(*words).returncode == 0
+    done = export(tmp_path / "a.zarr", "--to", "ome-tiff", "--overwrite")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {slide} is the heatmap's slide; choose another name or folder\n"
+    assert slide.read_bytes() == pixels
+    for _ in range(2):  # an export of that name is one
+        out = tmp_path / "out"
+        done = export(tmp_path / "a.zarr", "--to", "ome-tiff", "--out", out, "--overwrite")
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

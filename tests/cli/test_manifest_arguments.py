@@ -62,6 +62,31 @@ def test_all_slides_are_done(
     assert {each.name for each in tmp_path.iterdir()} >= {f"{id_}.zarr" for id_ in ids}
 
 
+def test_slides_and_heatmaps_in_one_folder(cohort: Path, tmp_path: Path) -> None:
+    """The same command completes: a heatmap is not taken for a slide."""
+    shutil.copyfile(cohort / "slides" / "a.svs", tmp_path / "a.svs")
+    for place in (tmp_path, tmp_path, tmp_path / "a*"):
+        done = heatmap(tmp_path, place)
+        assert done.returncode == 0, done.stderr
+        (outcome,) = json.loads(done.stdout)["slides"]
+        assert (outcome["slide"], outcome["status"]) == ("a", "done")
+
+
+def test_a_slide_is_not_replaced_by_a_heatmap(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
+    slide = write_ome_zarr(tmp_path / "b.zarr", [image])
+    copy = Path(shutil.copytree(slide, tmp_path / "else" / "b.zarr"))
+    before = tree(slide)
+    for read, says in ((slide, "would be written over this slide"), (copy, "was not made by")):
+        for options in ((), ("--overwrite",)):
+            words = ("heatmap", read, "--model", "hematoxylin", "--out", tmp_path, *options)
+            result = CliRunner().invoke(app, [*map(str, words)])
+            assert result.exit_code == 2
+            assert says in result.stderr
+            assert "--overwrite" not in result.stderr
+            assert tree(slide) == before
+
+
 def test_problems_are_told_before_any_slide_is_done(cohort: Path, tmp_path: Path) -> None:
     wrong = cohort / "wrong.csv"
     wrong.write_text("id,path\none,slides/a.svs\none,slides/b.svs\nthree,slides/c.svs\n")

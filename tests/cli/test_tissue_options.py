@@ -145,6 +145,22 @@ def test_damage_in_the_picture_is_told(slide: Path, tmp_path: Path) -> None:
     assert "warning" not in streamwsi("tissue", slide, "--out", tmp_path / "mask.png").stderr
 
 
+def test_a_picture_replaces_nothing_by_itself(slide: Path, tmp_path: Path) -> None:
+    for name, says in (("a.svs", "ends in .png"), ("there.png", "--overwrite replaces it")):
+        (tmp_path / name).write_bytes(slide.read_bytes())
+        done = streamwsi("tissue", tmp_path / "a.svs", "--out", tmp_path / name)
+        assert done.exit_code == 2
+        assert says in done.stderr
+        assert (tmp_path / name).read_bytes() == slide.read_bytes()
+    its_own = tmp_path / "there.png"
+    done = streamwsi("tissue", its_own, "--out", its_own, "--overwrite")
+    assert done.exit_code == 2
+    assert "written over this slide" in done.stderr
+    assert its_own.read_bytes() == slide.read_bytes()
+    assert streamwsi("tissue", slide, "--out", its_own, "--overwrite").exit_code == 0
+    assert its_own.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [

@@ -63,10 +63,10 @@ def _gaussian_window(window: Size) -> npt.NDArray[np.float32]:
 
 
 @lru_cache(maxsize=64)
-def _depth(window: Size, edges: Edges) -> npt.NDArray[np.int32]:
+def _depth(window: Size, edges: Edges) -> npt.NDArray[np.uint32]:
     """How deep each cell lies in a window, ``(h, w)``; ties are broken by the other axis."""
     width, height = window
-    far = width + height
+    far = max(window) + 1
     left, right, top, bottom = edges
 
     def along(cells: int, open_before: bool, open_behind: bool) -> npt.NDArray[np.int64]:
@@ -76,7 +76,9 @@ def _depth(window: Size, edges: Edges) -> npt.NDArray[np.int32]:
         return depth
 
     x, y = along(width, left, right)[None, :], along(height, top, bottom)[:, None]
-    return (np.minimum(x, y) * (2 * far + 1) + x + y).astype(np.int32)
+    deep = np.minimum(x, y) * (2 * far + 1) + x + y
+    # Beyond 46 000 cells a side the deepest are taken to be equally deep.
+    return deep.clip(max=np.iinfo(np.uint32).max).astype(np.uint32)
 
 
 class Strip:
@@ -100,7 +102,7 @@ class Strip:
         self._idle = np.float32(-np.inf if blend == "max" else 0)
         padded = np.full((channels, rows, columns + PADDING), self._idle, np.float32)
         self.values = padded[:, :, :columns]
-        kind = np.int32 if blend == "crop" else np.float32
+        kind = np.uint32 if blend == "crop" else np.float32
         self.weights: npt.NDArray[Any] = np.zeros((rows, columns), kind)
         self.lost: npt.NDArray[np.bool_] | None = None
 

@@ -8,7 +8,8 @@ half of what is left once each reader has its least, so that a large machine doe
 small limit by its number of threads.
 
 What a processor gives per window is asked before the first read; of one that cannot tell (a
-function of the user's) values are taken to be as large as the window's pixels, at most 64 KiB.
+function of the user's) values are taken to be as large as the window's pixels, at most 64 KiB,
+until the first ones come: then the same is asked again.
 The reader does not use all that it is given (`streamwsi.sources.scroll`): that is the reserve
 for what the libraries take inside a call.
 """

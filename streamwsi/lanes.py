@@ -81,6 +81,7 @@ class Lane:
     _saved: int = 0
     _filled: int = 0
     _resolution: Mapping[str, Any] | None = None
+    _values: ValueType | None = None
     _resumed_at: int = 0
     _total: int = 0
     _written: int = 0
@@ -143,12 +144,12 @@ class Lane:
             self._resolution = describe(plan.level, plan.slide, plan.config)
             reader = held.enter_context(resampled(opened, plan.level, self.workers))
             # Before anything is written: an output must not be begun that can never be completed.
-            values = await self._values(plan)
-            memory = await anyio.to_thread.run_sync(
-                reading_share, self.budget, reader, plan, self.processor, self.sink, values
-            )
+            self._values = await self._told(plan)
+            memory = await self._share(reader, plan)
             policy = {"invalid": "nan", **getattr(self.source, "config", {})}
-            recipe = Recipe(plan.config, self.processor.config, self.sink.config, policy, values)
+            recipe = Recipe(
+                plan.config, self.processor.config, self.sink.config, policy, self._values
+            )
             self._stage = "write"
             async with self.sink.open(plan, recipe, overwrite=self.overwrite) as writer:
                 self._resumed_at = writer.resume_at
@@ -173,7 +174,13 @@ class Lane:
         self._stage = "open"
         return plan
 
-    async def _values(self, plan: Plan) -> ValueType | None:
+    async def _share(self, reader: SlideReader, plan: Plan) -> int:
+        """Memory for the reader; ConfigError where the limit does not hold what is needed."""
+        return await anyio.to_thread.run_sync(
+            reading_share, self.budget, reader, plan, self.processor, self.sink, self._values
+        )
+
+    async def _told(self, plan: Plan) -> ValueType | None:
         """What the processor will give per window, as far as it can tell."""
         if plan.count == 0 or not isinstance(self.processor, TellsValues):
             return None
@@ -196,7 +203,7 @@ class Lane:
                 start = tasks.start_soon
                 start(self._task, "read", self._read, reader, plan, memory, bigchunks.outlet)
                 start(self._task, "sample", self._sample, plan, bigchunks.inlet, lent.outlet)
-                start(self._task, "process", self._process, lent.inlet, pieces.outlet)
+                start(self._task, "process", self._process, reader, plan, lent.inlet, pieces.outlet)
                 start(self._task, "write", self._write, writer, pieces.inlet, receipts)
         return receipts[0]
 
@@ -250,7 +257,13 @@ class Lane:
             # Where the sampler is done before the reader, the reader may stop as well.
             inlet.close()
 
-    async def _process(self, inlet: Inlet[Batch], outlet: Outlet[Pieces[Any]]) -> None:
+    async def _process(
+        self,
+        reader: SlideReader,
+        plan: Plan,
+        inlet: Inlet[Batch],
+        outlet: Outlet[Pieces[Any]],
+    ) -> None:
         async with (
             outlet.finishing(),
             aclosing(inlet.items()) as items,
@@ -258,6 +271,10 @@ class Lane:
             aclosing(self.processor.pieces(lent)) as pieces,
         ):
             async for some in pieces:
+                if self._values is None and (values := ValueType.of(some.values)) is not None:
+                    # A processor that could not tell: does the limit hold what they make?
+                    self._values = values
+                    await self._share(reader, plan)
                 needed = some.since(self._resumed_at)
                 if len(needed):
                     await outlet.send(needed)

@@ -29,6 +29,13 @@ class ValueType:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    @classmethod
+    def of(cls, values: Any) -> ValueType | None:
+        """That of the values of some windows; None where they are no array ``(n, …)``."""
+        if not isinstance(values, np.ndarray) or not values.ndim:
+            return None
+        return cls(values.shape[1:], values.dtype)
+
     def field(self, name: str) -> ValueType | None:
         """One of several outputs; None where there is no such one."""
         if self.dtype.fields is None or name not in self.dtype.fields:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from streamwsi.budgets import Budget, reading_share
 from streamwsi.chunks import Batch, Region
 from streamwsi.errors import ConfigError
 from streamwsi.geometry import Grid, Size
+from streamwsi.processors import FunctionProcessor
 from streamwsi.processors.base import RunningBatchProcessor
 from streamwsi.samplers import SlidingWindow
 from streamwsi.sinks import HeatmapZarr, Pdmcsv
+from streamwsi.sources import MemorySource
 from streamwsi.stages import HoldsBuffers, HoldsOutput
 from streamwsi.testing.faults import Checksums, RecordingSink, ScriptedSource
 from streamwsi.testing.outputs import grid_plan
@@ -122,6 +125,31 @@ def test_values_that_are_known_count() -> None:
         huge = ValueType((2, 256, 256), np.dtype("f4"))
         with pytest.raises(ConfigError, match="smallest that does is 32 MiB"):
             reading_share(Budget(30 * MIB, 1), reader, PLAN, stage, Sink(), huge)
+
+
+async def test_maps_of_a_function_are_refused_when_the_first_are_too_large(tmp_path: Path) -> None:
+    """What it gives is not known before; merging it would take more than the limit."""
+    calls = []
+
+    def maps(batch: Batch) -> Any:
+        calls.append(len(batch))
+        return np.repeat(batch.pixels[..., :1].transpose(0, 3, 1, 2), 10, axis=1) / 255
+
+    pipeline = Pipeline(
+        source=MemorySource({"a": (np.zeros((1200, 4000, 1), np.uint8),)}),
+        sampler=SlidingWindow(256, 192),
+        processor=FunctionProcessor(maps, batch_size=4),
+        sink=HeatmapZarr(tmp_path),
+    )
+    limits = Limits(worker_kind="inline", memory="64 MiB")
+    (outcome,) = (await run(pipeline, ["a"], limits=limits)).outcomes
+    assert isinstance(outcome.cause, ConfigError)
+    found = re.search(r"smallest that does is (\d+) MiB", outcome.error or "")
+    assert found is not None
+    assert len(calls) < 5
+    limits = Limits(worker_kind="inline", memory=f"{found[1]} MiB")
+    report = await run(pipeline, ["a"], limits=limits)
+    report.raise_for_failures()
 
 
 async def test_too_small_a_limit_is_refused_before_anything_is_opened() -> None:

@@ -111,8 +111,11 @@ class _Thresholds:
     def numbered(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """How many thresholds values reach."""
         reached = np.zeros(values.shape, np.uint8)
-        for threshold in self._thresholds:
-            reached += values >= threshold
+        # numpy would round a Python number to float16, and more values would reach it.
+        number = np.promote_types(values.dtype, np.float32).type
+        with np.errstate(over="ignore"):
+            for threshold in self._thresholds:
+                reached += values >= number(threshold)
         return reached
 
     def found(self, numbers: npt.NDArray[Any]) -> range:

@@ -159,8 +159,9 @@ def _scale(
 
 
 def _colours(plane: npt.NDArray[np.float64], scale: Scale) -> Picture:
-    share = (np.nan_to_num(plane, nan=scale.low) - scale.low) / (scale.high - scale.low)
-    rgb: Picture = scale.colours(share.clip(0, 1), bytes=True)[:, :, :3]
+    shown = np.nan_to_num(plane, nan=scale.low).clip(scale.low, scale.high)
+    share = (shown - scale.low) / (scale.high - scale.low)
+    rgb: Picture = scale.colours(share, bytes=True)[:, :, :3]
     return rgb
 
 

@@ -96,6 +96,17 @@ def test_regions_are_the_cells_at_or_above_each_threshold(
     assert len({*map(tuple, colours)}) == 2
 
 
+@pytest.mark.parametrize(("value", "threshold"), [(2000, 2000.4), (0.9, 0.9001), (6e4, 7e4)])
+def test_a_threshold_between_two_small_floats(
+    group: MakeHeatmap, tmp_path: Path, value: float, threshold: float
+) -> None:
+    """It is not rounded to one that the values reach."""
+    path = group([np.full((1, 4, 4), value, np.float16)])
+    for at, count in ((threshold, 0), (float(np.float16(value)), 1)):
+        out = tmp_path / "a.geojson"
+        assert export_geojson(path, out, thresholds=[at], overwrite=True) == count
+
+
 def test_a_fraction_of_a_pixel_is_kept(group: MakeHeatmap, tmp_path: Path) -> None:
     path = group([np.ones((1, 3, 3), np.float32)], pitch=(256 / 3, 0.5), origin=(0.0, 2.5))
     export_geojson(path, tmp_path / "a.geojson")

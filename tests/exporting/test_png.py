@@ -204,6 +204,16 @@ def test_a_map_of_one_value_has_a_picture(group: MakeHeatmap, tmp_path: Path, fi
     assert len(np.unique(shown(tmp_path / "a.png", 64, 64).reshape(-1, 3), axis=0)) == 1
 
 
+def test_infinite_values_have_the_last_colours(group: MakeHeatmap, tmp_path: Path) -> None:
+    values = np.zeros((1, 2, 2), np.float32)
+    values[0] = [[0.1, 0.3], [-np.inf, np.inf]]
+    export_png(group([values]), tmp_path / "a.png", max_size=64)
+    picture = shown(tmp_path / "a.png", 64, 64)
+    np.testing.assert_array_equal(picture[48, 16], picture[16, 16])
+    np.testing.assert_array_equal(picture[48, 48], picture[16, 48])
+    assert (picture[16, 16] != picture[16, 48]).any()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -21,7 +21,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image, ImageLabel
 
-from streamwsi.blending import BLENDS
+from streamwsi.blending import BLENDS, Canvas
 from streamwsi.errors import CannotWrite, ConfigError, StageMismatch
 from streamwsi.geometry import Grid, Run, Size
 from streamwsi.mosaics import Mosaic
@@ -354,6 +354,15 @@ async def test_all_levels_are_valid_images_and_right(tmp_path: Path, dtype: Any)
     await anyio.to_thread.run_sync(check)
     _, again = await anyio.to_thread.run_sync(read, plain)
     np.testing.assert_array_equal(codes, again)
+
+
+@pytest.mark.parametrize("width", [32_000, 46_000, 50_000])
+def test_crop_of_one_huge_window(width: int) -> None:
+    """How deep its cells lie is counted in 32 bits."""
+    values = np.full((1, 3, width), 7, np.float32)
+    canvas = Canvas("crop", 1, Size(width, 3), 3, 1, width)
+    canvas.add(0, 0, values, (True, True, True, True))
+    assert (canvas.take().final(3, width) == 7).all()
 
 
 @pytest.mark.parametrize(

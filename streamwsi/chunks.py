@@ -201,6 +201,11 @@ class BigChunk:
                 f"{box.height}×{box.width} (height × width)"
             )
 
+    @property
+    def released(self) -> bool:
+        """Whether nobody holds it any more."""
+        return self._holders == 0
+
     def retain(self) -> None:
         """Keep the pixels valid until one more `release`."""
         if self._holders == 0:

@@ -3,13 +3,12 @@
 A batch's parts are strided views of a big chunk. Where they overlap (stride below kernel),
 gathering them would send every pixel several times; instead the chunk is uploaded whole, the
 first time that a batch shows it, and the windows are the same strided views of the device's
-copy. The last few chunks are kept: batches of one chunk follow each other.
+copy. That is kept as long as the chunk is held: by its lane, and by the batches in flight.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -19,9 +18,6 @@ from ..chunks import Batch, BigChunk, Pixels
 from .tensor_views import tensor_over
 
 __all__ = ["DeviceChunks"]
-
-_KEPT = 2
-"""Chunks on the device: batches in flight lie in one or in two that follow each other."""
 
 
 class DeviceChunks:
@@ -34,24 +30,30 @@ class DeviceChunks:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, tuple[BigChunk, Tensor]] = OrderedDict()
+        self._kept: dict[int, tuple[BigChunk, Tensor]] = {}
         self.uploads = 0
 
     def windows(self, batch: Batch, part: Pixels) -> Tensor | None:
         """A part of a batch as a strided view ``(n, height, width, channels)`` on the device.
 
         None where uploading the chunk would send more than gathering the windows: they do not
-        overlap, or the part is no view of a chunk of the batch.
+        overlap, or the part is no view of a chunk of the batch, or the chunk has gaps within its
+        rows or their pixels.
         """
         for chunk in batch.chunks:
             if _dense(chunk, part) and np.may_share_memory(part, chunk.pixels):
-                return _view(self._uploaded(chunk), chunk, part)
+                uploaded = self._uploaded(chunk)
+                if self._device.type == "cuda":
+                    # What is queued on this thread's stream may run after the chunk is let go.
+                    uploaded.record_stream(torch.cuda.current_stream(self._device))
+                return _view(uploaded, chunk, part)
         return None
 
     def _uploaded(self, chunk: BigChunk) -> Tensor:
         with self._lock:
             kept = self._kept.get(id(chunk))
             if kept is None:
+                self._kept = {id_: one for id_, one in self._kept.items() if not one[0].released}
                 # From pageable memory: when this returns, the chunk's memory may be used again.
                 kept = (chunk, tensor_over(chunk.pixels).to(self._device, copy=True).contiguous())
                 if self._device.type == "cuda":
@@ -59,14 +61,15 @@ class DeviceChunks:
                     torch.cuda.current_stream(self._device).synchronize()
                 self.uploads += 1
                 self._kept[id(chunk)] = kept
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
             return kept[1]
 
 
 def _dense(chunk: BigChunk, part: Pixels) -> bool:
-    """Whether the windows of the chunk's region hold more samples than the chunk."""
-    return chunk.region.count * int(np.prod(part.shape[1:])) > chunk.pixels.size
+    """Whether the windows of the chunk's region hold more samples than the chunk, whose pixels
+    follow each other in memory row by row."""
+    pixels = chunk.pixels
+    close = pixels.strides[1:] == (pixels.shape[2] * pixels.itemsize, pixels.itemsize)
+    return close and chunk.region.count * int(np.prod(part.shape[1:])) > pixels.size
 
 
 def _view(uploaded: Tensor, chunk: BigChunk, part: Pixels) -> Tensor:

@@ -57,6 +57,8 @@ _FUNCTION = re.compile(
     r"|RoundToInt|StrictGreaterThan|StrictLessThan|Symbol|ToFloat|TruncToFloat|TruncToInt"
     r"|Unequality|Where|abs|max|min"
 )
+_POWERS = {"FloatPow", "LShift", "Pow", "PowByNatural"}
+_MOST_POWER = 64
 _GUARD_FUNCTIONS: dict[str, Callable[..., Any]] = {"abs": abs, "max": max, "min": min}
 _ARITHMETIC = (
     ast.Expression,
@@ -151,7 +153,43 @@ def _check_expression(text: str) -> ast.Expression:
     for node in ast.walk(tree):
         if not _is_arithmetic(node):
             raise Refused(f"its expression {text[:60]!r} is more than arithmetic")
+        if _grows(node):
+            raise Refused(f"its expression {text[:60]!r} may have any number of digits")
     return tree
+
+
+def _grows(node: ast.AST) -> bool:
+    """Whether this raises, or shifts left, by more than a few, or what was raised before:
+    ``9**9**9`` is short, and keeps a processor busy for ever."""
+    if not (factors := _raised(node)):
+        return False
+    base, exponent = factors
+    return not _small(exponent) or any(map(_raised, ast.walk(base)))
+
+
+def _small(node: ast.AST) -> bool:
+    match node:
+        case ast.Call(func=ast.Name(id="Integer" | "Float"), args=[inner]):
+            return _small(inner)
+        case ast.UnaryOp(operand=inner):
+            return _small(inner)
+        case ast.Constant(value=int() | float() as value):
+            return abs(value) <= _MOST_POWER
+        case _:
+            return False
+
+
+def _raised(node: ast.AST) -> tuple[ast.AST, ast.AST] | None:
+    """Base and exponent of a power, or of a shift to the left."""
+    match node:
+        case ast.BinOp(left=base, op=ast.Pow() | ast.LShift(), right=exponent):
+            return base, exponent
+        case ast.Call(func=ast.Name(id=name), args=[base, exponent]) if name in _POWERS:
+            return base, exponent
+        case ast.Call(func=ast.Name(id=name)) if name in _POWERS:
+            return node, node
+        case _:
+            return None
 
 
 def _is_arithmetic(node: ast.AST) -> bool:

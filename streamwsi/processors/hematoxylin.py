@@ -61,7 +61,10 @@ class Hematoxylin(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """One density per image, in float32."""
-        images = images.float()
+        with torch.autocast(images.device.type, enabled=False):
+            return self._densities(images.float())
+
+    def _densities(self, images: Tensor) -> Tensor:
         n, channels, height, width = images.shape
         if channels != 3:
             raise ValueError(f"hematoxylin needs RGB windows; these have {channels} channel(s)")

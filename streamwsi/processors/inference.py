@@ -155,6 +155,9 @@ class Inference:
             self.config = {"outputs": {str(one): {**config, "output": one} for one in output}}
         elif output is not None:
             self.config = {**config, "output": output}
+        if self._device.type == "cuda":
+            # Threads have streams of their own, and take weights as they are.
+            torch.cuda.synchronize(self._device)
 
     @property
     def threads(self) -> int:
@@ -165,7 +168,8 @@ class Inference:
         """To be called first in each thread that computes, with the number of these threads."""
         if self._device.type == "cuda":
             torch.cuda.set_stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]
-        elif at_once > 1:
+        if at_once > 1:
+            # On a GPU too: gathering pixels with all cores would take them from decoding.
             # Asked first, for a thread's first operation takes over what another one has set.
             torch.get_num_threads()
             torch.set_num_threads(1)
@@ -238,6 +242,10 @@ class Inference:
         except Exception as error:
             raise CannotProcess(_failure(error, images.shape)) from error
         finally:
+            if self._device.type == "cuda":
+                # After an error the buffer may still be in use; else this waits for nothing.
+                with contextlib.suppress(RuntimeError):
+                    torch.cuda.current_stream(self._device).synchronize()
             self._buffers.append(buffer)
 
     def window_bytes(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

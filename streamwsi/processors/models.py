@@ -39,7 +39,7 @@ from .exported_programs import load_exported
 from .hematoxylin import VERSION, Hematoxylin
 from .model_files import kind_of, sha256_of
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "compiled_model", "load_model", "named_module"]
 
 _optimised: Any = vars(torch.jit)["optimized_execution"]  # missing from torch's type hints
 _FACTORY = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
@@ -88,12 +88,25 @@ def load_model(model: nn.Module | str | Path, device: torch.device) -> LoadedMod
     path = Path(model)
     if path.exists():
         return _of_file(path, device)
-    if match := _FACTORY.fullmatch(str(model)):
-        return _of_module(_made(str(model), match[1], match[2]), device)
+    named = named_module(model)
+    if isinstance(named, nn.Module):
+        return _of_module(named, device)
     raise ConfigError(
         f"there is no model {str(model)!r}: it is neither hematoxylin nor an existing file nor "
         "package.module:factory"
     )
+
+
+def named_module(model: nn.Module | str | Path) -> nn.Module | str | Path:
+    """The module that ``package.module:name`` stands for; anything else is returned.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    if isinstance(model, nn.Module) or Path(model).exists():
+        return model
+    match = _FACTORY.fullmatch(str(model))
+    return _made(str(model), match[1], match[2]) if match else model
 
 
 def compiled_model(loaded: LoadedModel, batch: int) -> LoadedModel:
@@ -159,8 +172,11 @@ def _unoptimised(script: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 def _of_module(module: nn.Module, device: torch.device) -> LoadedModel:
     training = [part for part in module.modules() if part.training]
     kernels: list[Tensor] = []
+    homes = {value.device for value in (*module.parameters(), *module.buffers())}
 
     def restore() -> None:
+        if len(homes) == 1 and device not in homes:
+            module.to(next(iter(homes)))
         for part in training:
             part.training = True
         for kernel in kernels:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +19,11 @@ from torch import nn
 from ..chunks import Batch
 from ..values import ValueType
 from .inference import Inference
+from .models import named_module
 
 __all__ = ["Replicas"]
+
+_log = logging.getLogger(__name__)
 
 
 class Replicas:
@@ -44,6 +48,8 @@ class Replicas:
         self, model: Any, devices: list[str], threads: int | None, **settings: Any
     ) -> None:
         self._all: list[Inference] = []
+        if len(devices) > 1:
+            model = named_module(model)  # each time it might be the same one
         try:
             for device in devices:
                 own = copy.deepcopy(model) if self._all and isinstance(model, nn.Module) else model
@@ -85,6 +91,10 @@ class Replicas:
         return self.threads * max(inference.heap_bytes(shape, dtype) for inference in self._all)
 
     def close(self) -> None:
-        """Put a module of the caller's back as it was."""
+        """Put a module of the caller's back as it was, as far as its device still works: what was
+        computed counts in any case."""
         for inference in self._all:
-            inference.close()
+            try:
+                inference.close()
+            except RuntimeError as error:
+                _log.warning("a model could not be put back as it was: %s", error)

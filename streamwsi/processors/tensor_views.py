@@ -29,5 +29,10 @@ class _Writable:
 
 
 def tensor_over(array: Pixels) -> Tensor:
-    """A tensor over the array's memory, read-only or not; to be read only."""
+    """A tensor over the array's memory, read-only or not; to be read only.
+
+    Of an array that runs backwards in memory, which torch does not know, a copy.
+    """
+    if min(array.strides, default=0) < 0:
+        array = array.copy()
     return torch.from_numpy(np.asarray(_Writable(array)))

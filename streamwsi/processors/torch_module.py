@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchModule"]
 
-_DEVICE = re.compile(r"auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*")
+_DEVICE = re.compile(r"auto|cpu(,cpu)*|cuda(:\d+)?(,cuda(:\d+)?)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class TorchModule:
         model: an ``nn.Module``; ``"hematoxylin"``; ``"package.module:name"``, an ``nn.Module``
             or a function that returns one; or the path of a TorchScript file or a
             ``torch.export`` archive. A module of the caller's is moved to the device and put
-            into evaluation mode while the processor is open. A program that was exported with
-            a fixed batch dimension needs that `batch_size`; its last batch is filled up with
-            zeros that are dropped again.
+            into evaluation mode while the processor is open, and back afterwards. A program that
+            was exported with a fixed batch dimension needs that `batch_size`; its last batch is
+            filled up with zeros that are dropped again.
         batch_size: windows a batch; on a CPU the model gets at most 16 of them at a time, and
             fewer (2 at least) where its activations would take more than 63 MiB.
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or
@@ -72,7 +72,9 @@ class TorchModule:
         threads: batches that are computed at the same time; None means one per core on a CPU
             and two on a GPU, for each device. A module that changes its own state in ``forward``
             needs 1.
-        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for torch's autocast.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for torch's autocast. What fp32 is on a
+            GPU is torch's to say: convolutions round their factors to TF32 unless
+            ``torch.backends.cudnn.allow_tf32`` is False.
         compile: whether ``torch.compile`` translates the model first: a minute or more that pays
             on long runs.
         output: of a model that returns a dict or a tuple, the name or the number of the output
@@ -102,8 +104,8 @@ class TorchModule:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(
-                f"device must be auto, cpu, cuda, cuda:i or several "
-                f"of these joined by commas, not {self.device!r}"
+                "device must be auto, cpu, cuda, cuda:i or several GPUs joined by commas, not "
+                f"{self.device!r}"
             )
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ConfigError(f"precision must be fp32, bf16 or fp16, not {self.precision!r}")

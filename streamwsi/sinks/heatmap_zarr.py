@@ -295,7 +295,9 @@ def _zarr_arrays() -> Any:
 
 
 def _floats(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The values as they are laid out; a number per window is a vector of one."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         what = f"{values.dtype} array" if isinstance(values, np.ndarray) else type(values).__name__
         raise StageMismatch(f"a heatmap needs arrays of numbers, but the processor returned {what}")
-    return values.astype(np.float32, copy=False)
+    floats: np.ndarray[Any, np.dtype[np.float32]] = values.astype(np.float32, copy=False)
+    return floats[:, None] if floats.ndim == 1 else floats

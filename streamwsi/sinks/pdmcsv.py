@@ -228,7 +228,9 @@ class _Writer(ResumableWriter):
 
 
 def _numbers(values: Any) -> npt.NDArray[Any]:
-    """The values as ``(n, C, h, w)``."""
+    """The values as ``(n, C, h, w)``; a number per window is a vector of one."""
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        values = values[:, None]
     if not isinstance(values, np.ndarray):
         what = type(values).__name__
     elif values.ndim not in (2, 4) or 0 in values.shape[1:]:

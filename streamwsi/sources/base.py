@@ -118,6 +118,10 @@ class PooledSource:
             raise CannotOpen(
                 f"{ref.uri}: the header could not be read ({error}); the file is damaged"
             ) from error
+        except OSError as error:
+            raise CannotOpen(
+                f"{ref.uri}: cannot be opened ({error.strerror or error}); check the path"
+            ) from error
 
         async def fill(level: PyramidLevel, box: Box, ref_: ArrayRef) -> tuple[Damage, ...]:
             # The worker receives the array itself: Workers.call resolves it.

@@ -338,6 +338,11 @@ def test_strings_that_would_run_are_refused(
         "s0 == 3",
         "Symbol('s0') == 3",
         "d0 == 3) or print(3",
+        "9**9**9**9 > d0",
+        "((((9**64)**64)**64)**64)**64 > d0",
+        "2**d0 > 3",
+        "1 << 10**10 > d0",
+        "(1 << d0) > 3",
     ],
 )
 def test_guards_that_would_run_are_refused(tmp_path: Path, archive: Path, guard: str) -> None:
@@ -354,6 +359,11 @@ def test_guards_are_conditions_on_sizes() -> None:
     assert guard.text == "max(1, d3 // 2)*d2 != 1"
     assert guard.holds((4, 3, 16, 16))
     assert not guard.holds((4, 3, 1, 3))
+    assert vetted_guard("(d2 + 1)**2 < 17").holds((4, 3, 3, 3))
+    for wrong in ("Pow(9, Pow(9, 9))", "Pow(Pow(s0, 64), 64)", "LShift(1, s0)", "Pow(9)"):
+        with pytest.raises(Refused, match="any number of digits"):
+            vetted_graph({"expr_str": wrong}, CPU)
+    assert vetted_graph({"expr_str": "Pow(s0 + 1, 2) - 3**2"}, CPU)
 
 
 @pytest.mark.parametrize("key", ["as_custom_obj", "as_string_to_argument", "custom_obj"])

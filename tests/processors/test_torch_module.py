@@ -208,7 +208,8 @@ async def test_results_outlive_the_models_memory(run_processor: Any, windows: Ar
         kept[:, 0] = x.mean((1, 2, 3))
         return kept
 
-    values, _ = await run_processor(TorchModule(Lambda(overwrites), batch_size=4), windows[:8])
+    one = TorchModule(Lambda(overwrites), batch_size=4, threads=1)
+    values, _ = await run_processor(one, windows[:8])
     expected = windows[:8].mean((1, 2, 3)) / 255
     np.testing.assert_allclose(values[:, 0], expected, atol=1e-6)
 
@@ -229,6 +230,7 @@ async def test_mean_must_fit_the_channels(run_processor: Any, windows: Array) ->
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:i or several"),
+        ({"device": "cpu,cuda:0"}, "device must be auto, cpu, cuda, cuda:i or several"),
         ({"mean": (1.0,), "std": (1.0, 2.0)}, "mean has 1 values and std 2"),
         ({"std": (1.0, 0.0)}, "std must not be zero"),
         ({"mean": "black"}, "mean must be numbers"),

@@ -220,7 +220,7 @@ async def test_other_numbers_become_float32(tmp_path: Path) -> None:
     [
         (["a"] * 4, "the processor returned list"),
         (np.zeros((4, 1), np.complex64), "the processor returned complex64 array"),
-        (np.zeros(4), r"values of shape \(n, C\)"),
+        (np.zeros((4, 1, 1)), r"values of shape \(n, C\)"),
         (np.zeros((4, 1, 2, 2)), "not a whole number of cells; the nearest that fit are 2 or 4"),
     ],
 )
@@ -228,6 +228,13 @@ async def test_values_that_make_no_heatmap(tmp_path: Path, values: Any, message:
     plan = grid_plan(Grid(Size(7, 7), Size(4, 4), Size(3, 3)))
     with pytest.raises(StageMismatch, match=message):
         await write(tmp_path, plan, values)
+
+
+async def test_a_number_per_window_is_a_vector_of_one(tmp_path: Path) -> None:
+    plan = grid_plan(Grid(Size(8, 8), Size(4, 4), Size(4, 4)))
+    for name, values in (("a", np.arange(4.0)), ("b", np.arange(4.0)[:, None])):
+        await write(tmp_path / name, plan, values)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
 async def test_values_must_keep_their_shape(tmp_path: Path) -> None:

@@ -134,7 +134,6 @@ async def test_a_kernel_that_is_not_square_is_refused_at_once(tmp_path: Path) ->
     ("values", "message"),
     [
         (["a"] * 4, "the processor returned list"),
-        (np.zeros(4), r"the processor returned shape \(4,\)"),
         (np.zeros((4, 1, 1)), r"the processor returned shape \(4, 1, 1\)"),
         (np.zeros((4, 0)), r"the processor returned shape \(4, 0\)"),
         (np.zeros((4, 1), np.complex64), "the processor returned complex64 numbers"),
@@ -144,6 +143,13 @@ async def test_values_that_are_no_rows(tmp_path: Path, values: Any, message: str
     plan = grid_plan(Grid(Size(8, 8), Size(4, 4), Size(4, 4)))
     with pytest.raises(StageMismatch, match=message):
         await write(tmp_path, plan, values)
+
+
+async def test_a_number_per_window_is_a_vector_of_one(tmp_path: Path) -> None:
+    plan = grid_plan(Grid(Size(8, 8), Size(4, 4), Size(4, 4)))
+    for name, values in (("a", np.arange(4.0)), ("b", np.arange(4.0)[:, None])):
+        await write(tmp_path / name, plan, values)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
 async def test_the_sidecar_says_what_it_was_made_from(tmp_path: Path) -> None:

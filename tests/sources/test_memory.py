@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamwsi import Pipeline, run
 from streamwsi.chunks import BigChunk, Region
 from streamwsi.errors import CannotOpen
 from streamwsi.geometry import Box, Size
 from streamwsi.limits import Limits
+from streamwsi.processors import TorchModule
 from streamwsi.samplers import SlidingWindow
+from streamwsi.sinks import MemorySink
 from streamwsi.slides import Mpp, Slide, SlideRef
 from streamwsi.sources.memory import MemorySource
 from streamwsi.workers import open_workers
@@ -88,3 +91,24 @@ async def test_regions_are_read_in_the_order_asked() -> None:
     async with open_workers(LIMITS) as workers, source.open(REF, workers) as reader:
         chunks = [chunk async for chunk in reader.bigchunks(iter(regions), 1)]
     assert [chunk.region for chunk in chunks] == regions
+
+
+async def test_arrays_that_run_backwards_reach_a_model() -> None:
+    """As the channels do of pictures that OpenCV has read."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    found = []
+    for array in (pixels[..., ::-1], np.ascontiguousarray(pixels[..., ::-1])):
+        sink = MemorySink()
+        report = await run(
+            Pipeline(
+                source=MemorySource({"a": (array,)}),
+                sampler=SlidingWindow(16, 8),
+                processor=TorchModule("hematoxylin", device="cpu"),
+                sink=sink,
+            ),
+            ["a"],
+            limits=Limits(worker_kind="inline"),
+        )
+        report.raise_for_failures()
+        found.append(np.asarray(sink.values["a"]))
+    np.testing.assert_array_equal(found[0], found[1])

@@ -75,6 +75,25 @@ def heatmap(
             show_default="float32",
         ),
     ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="What the model's channels are called."),
+    ] = None,
+    colors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX,...",
+            help="How a heatmap's channels, or the classes of labels, are shown: E69F00,56B4E9.",
+            show_default="eight colours in turn",
+        ),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            help="Cells per side of a heatmap's chunk.",
+            show_default="256; 512 where maps are blended",
+        ),
+    ] = None,
     feature_dtype: Annotated[
         str | None,
         typer.Option(
@@ -205,6 +224,8 @@ def heatmap(
             out,
             blend=blend,
             dtype=dtype,
+            colours=_words(colors),
+            chunk=chunk,
             feature_dtype=feature_dtype,
             halo=bool(halo),
         )
@@ -236,6 +257,7 @@ def heatmap(
                 std=_floats("--std", std),
                 precision=precision,
                 compile=compile_model,
+                channel_names=_words(channels),
                 output=writing.output,
             ),
             sink=writing.sink,
@@ -287,6 +309,10 @@ def _source(invalid: str) -> Source:
             f"--invalid {invalid!r} is none of nan, fail and a colour like 255,255,255"
         ) from error
     return Filled(any_source(), colour or ())
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(","))
 
 
 def _floats(option: str, text: str | None) -> tuple[float, ...] | None:

@@ -41,6 +41,8 @@ class Writing:
         *,
         blend: str | None = None,
         dtype: str | None = None,
+        colours: tuple[str, ...] | None = None,
+        chunk: int | None = None,
         feature_dtype: str | None = None,
         halo: bool = False,
     ) -> Writing:
@@ -50,7 +52,7 @@ class Writing:
             words: a kind of sink each, or ``KIND=OUTPUT``.
             output: for the sinks that do not say one.
             out: the folder.
-            blend, dtype: of heatmaps in zarr; None is the sink's default.
+            blend, dtype, colours, chunk: of heatmaps in zarr; None is the sink's default.
             feature_dtype: of features.
             halo: whether windows have one, which is there to be cropped.
 
@@ -66,11 +68,15 @@ class Writing:
             ("--feature-dtype", feature_dtype, _FEATURES),
             ("--blend", blend, ("zarr",)),
             ("--dtype", dtype, ("zarr",)),
+            ("--colors", colours, ("zarr",)),
+            ("--chunk", chunk, ("zarr",)),
         ):
             if value is not None and not {*wanted} & {*kinds}:
                 many = "s" if len(kinds) > 1 else ""
                 raise ConfigError(f"{option} is for the sink{many} {' and '.join(kinds)}")
-        heatmap = _given(blend=blend or ("crop" if halo else None), dtype=dtype)
+        heatmap = _given(
+            blend=blend or ("crop" if halo else None), dtype=dtype, colours=colours, chunk=chunk
+        )
         features = _given(dtype=feature_dtype)
         sinks = {kind: _made(kind, out, heatmap, features) for kind in wanted}
         outputs = tuple(dict.fromkeys(wanted.values()))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import CannotProcess
+from ..errors import CannotProcess, ConfigError
 from .model_outputs import Choice, chosen, records, undecided
 
 __all__ = ["OutputValues"]
@@ -71,7 +71,7 @@ class OutputValues:
     def _check_names(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         found = [array.shape[1] for array in arrays.values()]
         if self._names is not None and self._strict and len(self._names) not in found:
-            raise CannotProcess(
+            raise ConfigError(
                 f"the model returned {' and '.join(map(str, found))} channel(s), but there are "
                 f"{len(self._names)} channel names: {', '.join(self._names)}"
             )

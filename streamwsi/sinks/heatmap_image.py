@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class HeatmapImage:
         cell_type: what they are stored as.
         side: cells per side of a chunk, about.
         channels: names of the processor's outputs.
+        colours: theirs, or none.
+        ranges: from which to which value each is shown, as far as that is known.
     """
 
     plan: Plan
@@ -50,6 +53,8 @@ class HeatmapImage:
     cell_type: CellType
     side: int
     channels: Sequence[str] = ()
+    colours: Sequence[str] = ()
+    ranges: Sequence[tuple[float, float]] = ()
 
     @property
     def path(self) -> str:
@@ -137,7 +142,10 @@ class HeatmapImage:
 
     @property
     def _shown(self) -> list[Channel]:
-        return [Channel(name) for name in self.channels]
+        channels = []
+        for name, colour, shown in zip_longest(self.channels, self.colours, self.ranges):
+            channels.append(Channel(name, colour, shown or (0.0, 1.0)))
+        return channels
 
     def labels(self, paths: Sequence[str] = ()) -> dict[str, Mapping[str, Any]]:
         """The documents of the groups below, by their folders; none where there are no labels."""

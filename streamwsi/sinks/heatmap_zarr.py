@@ -43,6 +43,7 @@ from ..stages import Recipe
 from ..values import ValueType
 from .base import ResumableWriter, claimed
 from .cell_types import CELL_TYPES, CellType, channels_of, dtype_of
+from .channel_display import hex_colour
 from .chunking import SIDE
 from .heatmap_group import HeatmapGroup
 from .heatmap_image import HeatmapImage
@@ -77,6 +78,8 @@ class HeatmapZarr:
             ``"gaussian"``, ``"max"``, ``"crop"`` or ``"last"`` (`streamwsi.blending`).
         dtype: ``"float32"``, ``"float16"``, or ``"labels"``: uint8, 1 + the channel with the
             largest value, 0 where nothing was computed.
+        colours: how viewers show the channels, or label images the classes: six hexadecimal
+            digits each, as in ``"E69F00"``. None: eight colours in turn.
 
     Raises:
         ConfigError: a setting makes no sense.
@@ -86,6 +89,7 @@ class HeatmapZarr:
     chunk: int | None = None
     blend: Blend = "mean"
     dtype: CellType = "float32"
+    colours: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.chunk is not None and self.chunk < 1:
@@ -98,6 +102,10 @@ class HeatmapZarr:
                 raise ConfigError(
                     f"a heatmap's {name} must be one of {', '.join(known)}, not {value!r}"
                 )
+        if self.colours is not None:
+            object.__setattr__(self, "colours", tuple(self.colours))
+            for colour in self.colours:
+                hex_colour(colour)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -107,6 +115,7 @@ class HeatmapZarr:
             "chunk": self.chunk,
             "blend": self.blend,
             "dtype": self.dtype,
+            **({} if self.colours is None else {"colours": [*self.colours]}),
         }
 
     def outputs(self, slide: SlideRef) -> tuple[str, ...]:
@@ -220,7 +229,7 @@ class _Writer(ResumableWriter):
 
     async def _finish(self) -> None:
         """Add the smaller levels, which the record's last state will name."""
-        from .zarr_pyramid import build_pyramid
+        from .zarr_pyramid import build_pyramid, shown_ranges
 
         assert self._image is not None
         assert self._store is not None
@@ -231,6 +240,9 @@ class _Writer(ResumableWriter):
             labels=self._sink.dtype == "labels",
             made=int(self._image.half is not None),
         )
+        if self._sink.dtype != "labels":
+            ranges = await _zarr_arrays().in_a_loop_of_its_own(shown_ranges, self._store, paths[-1])
+            self._image = replace(self._image, ranges=ranges)
         self._group.show(self._image, *paths)
         await anyio.to_thread.run_sync(self._group.save_labels)
 
@@ -240,7 +252,15 @@ class _Writer(ResumableWriter):
         cells = self._sink.arrangement(self._grid, shape)
         self._store = arrays.DurableStore(group.path)
         names = channel_names(group.identity["processor"], shape[1])
-        self._image = HeatmapImage(plan, cells, self._sink.dtype, self._sink.chunk or SIDE, names)
+        colours = self._sink.colours or ()
+        if colours and len(colours) != len(names):
+            raise ConfigError(
+                f"{group.path}: {len(colours)} colours were given for {len(names)} channels; give "
+                "one for each"
+            )
+        self._image = HeatmapImage(
+            plan, cells, self._sink.dtype, self._sink.chunk or SIDE, names, colours
+        )
         group.show(self._image)
         found = await (self._create if fresh else self._reopen)(self._image)
         written = await self._arranged(cells, *found)

@@ -31,7 +31,10 @@ from .chunking import Chunking, Selection, tiles, within
 from .pyramids import AT_ONCE, level_shapes, mean_of_cells, most_frequent_of_cells, piece, written
 from .zarr_arrays import DurableStore, decoding
 
-__all__ = ["build_pyramid"]
+__all__ = ["build_pyramid", "shown_ranges"]
+
+#: Channels: their smallest level is read at once, 256 KiB each at most.
+_MOST_SHOWN = 64
 
 Cells = npt.NDArray[Any]
 Halve = Callable[[Cells], Cells]
@@ -73,6 +76,33 @@ async def build_pyramid(
         source = target
     await store.sync()
     return paths
+
+
+async def shown_ranges(store: DurableStore, path: str) -> list[tuple[float, float]]:
+    """From which to which value each channel is best shown, as an image's smallest level has them:
+    0 … 1 where that holds all; with 0 elsewhere too, which is no colour.
+
+    Args:
+        store: the group's store.
+        path: the smallest level, ``(c, y, x)``.
+
+    Returns:
+        A range per channel; none of more channels than anybody looks at.
+
+    Raises:
+        CannotWrite: a chunk cannot be read back.
+    """
+    level: AsyncArray[Any] = await asynchronous.open_array(store=store, path=path, zarr_format=3)
+    if level.shape[0] > _MOST_SHOWN:
+        return []
+    async with decoding(level):
+        cells = np.asarray(await level.getitem(...)).reshape(level.shape[0], -1)
+    ranges = []
+    for channel in cells:
+        finite = channel[np.isfinite(channel)]
+        low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
+        ranges.append((0.0, 1.0) if low == 0 and high <= 1 else (low, high))
+    return ranges
 
 
 def _remove(group: Path, made: int) -> None:

@@ -147,3 +147,38 @@ def test_options_of_heatmaps_need_one(option: str) -> None:
     settings: dict[str, Any] = {option: "max" if option == "blend" else "labels"}
     with pytest.raises(ConfigError, match=f"--{option} is for the sink zarr"):
         Writing.read(["pdmcsv"], None, OUT, **settings)
+
+
+def test_names_colours_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_slide(tmp_path / "a.svs", Size(600, 500), levels=1)
+    (tmp_path / "shown_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+
+    def heatmap(out: str, *options: str) -> Any:
+        words = ["heatmap", "a.svs", "--model", "shown_models:Net", "--output", "logits"]
+        words += ["--kernel-size", "64", "--out", out, "--workers", "1", *options]
+        return CliRunner().invoke(app, words)
+
+    done = heatmap(
+        "out", "--channels", "tumour, stroma", "--colors", "FF0000,00FF00", "--chunk", "4"
+    )
+    assert done.exit_code == 0, done.stderr
+    group: Any = zarr.open_group("out/a.zarr", mode="r")
+    channels = group.attrs["ome"]["omero"]["channels"]
+    assert [(c["label"], c["color"]) for c in channels] == [
+        ("tumour", "FF0000"),
+        ("stroma", "00FF00"),
+    ]
+    assert group["0"].chunks[-2:] == (4, 4)
+    for options, says in (
+        (("--colors", "red,green"), "six hexadecimal digits"),
+        (("--colors", "FF0000"), "1 colours were given for 2 channels"),
+        (("--channels", "a,b,c"), "3"),
+        (("--chunk", "0"), "chunk must be at least 1"),
+        (("--sink", "pdmcsv", "--chunk", "4"), "--chunk is for the sink zarr"),
+        (("--sink", "pdmcsv", "--colors", "FF0000,00FF00"), "--colors is for the sink zarr"),
+    ):
+        done = heatmap("wrong", *options)
+        assert done.exit_code == 2, (options, done.stderr)
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1

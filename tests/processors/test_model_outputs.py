@@ -199,9 +199,9 @@ async def test_names_of_channels(run_processor: Any, windows: Array) -> None:
         TorchModule(model, output=("logits", "features"), channel_names=five), windows
     )
     assert config["outputs"]["features"]["channels"] == [*five]
-    with pytest.raises(CannotProcess, match=r"2 channel\(s\), but there are 5 channel names"):
+    with pytest.raises(ConfigError, match=r"2 channel\(s\), but there are 5 channel names"):
         await run_processor(TorchModule(model, output="logits", channel_names=five), windows)
-    with pytest.raises(CannotProcess, match=r"2 and 5 channel\(s\), but there are 3 channel"):
+    with pytest.raises(ConfigError, match=r"2 and 5 channel\(s\), but there are 3 channel"):
         await run_processor(
             TorchModule(model, output=("logits", "features"), channel_names=tuple("abc")), windows
         )

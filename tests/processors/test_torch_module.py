@@ -335,7 +335,7 @@ async def test_channel_names(run_processor: Any, windows: Array) -> None:
     model.channel_names = ["e", "f", "g", "h"]  # type: ignore[assignment]
     assert (await run_processor(TorchModule(model), windows))[1]["channels"] == [*"efgh"]
     few = TorchModule(model, channel_names=("a", "b"))
-    with pytest.raises(CannotProcess, match=r"4 channel\(s\), but there are 2 .*names: a, b"):
+    with pytest.raises(ConfigError, match=r"4 channel\(s\), but there are 2 .*names: a, b"):
         await run_processor(few, windows)
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image
 
 from streamwsi import heatmaps
-from streamwsi.errors import CannotWrite, ContractBroken, StageMismatch
+from streamwsi.errors import CannotWrite, ConfigError, ContractBroken, StageMismatch
 from streamwsi.geometry import Grid, Size
 from streamwsi.samplers.sliding_window import GridPlan
 from streamwsi.sinks import durable, zarr_arrays
@@ -235,6 +235,49 @@ async def test_a_number_per_window_is_a_vector_of_one(tmp_path: Path) -> None:
     for name, values in (("a", np.arange(4.0)), ("b", np.arange(4.0)[:, None])):
         await write(tmp_path / name, plan, values)
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+async def test_channels_are_shown_in_the_range_of_their_values(tmp_path: Path) -> None:
+    """As the smallest level has them; 0 … 1 where that holds all."""
+    plan = grid_plan(Grid(Size(700, 2), Size(2, 2), Size(2, 2)))
+    columns = {
+        "shares": (np.linspace(0.1, 0.9, plan.count), (0, 1)),
+        "logits": (np.linspace(-4, 7, plan.count), None),
+        "counts": (np.full(plan.count, 5.0), (0, 5)),
+        "nothing": (np.full(plan.count, np.nan), (0, 1)),
+        "infinite": (np.where(np.arange(plan.count) < 9, np.inf, -3), (-3, 0)),
+    }
+    values = np.stack([values for values, _ in columns.values()], 1).astype(np.float32)
+    path = await write(tmp_path, plan, values, processor={"channels": [*columns]})
+    attributes = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
+    smallest = np.asarray(
+        await (await zarr.api.asynchronous.open_array(store=path / "1", mode="r")).getitem(...)
+    )
+    for i, shown in enumerate(attributes["omero"]["channels"]):
+        window = shown["window"]
+        wanted = columns[shown["label"]][1] or (smallest[i].min(), smallest[i].max())
+        assert (window["start"], window["end"]) == pytest.approx(wanted)
+        assert (window["min"], window["max"]) == (window["start"], window["end"])
+
+
+async def test_colours_of_channels_and_classes(tmp_path: Path) -> None:
+    plan = grid_plan(Grid(Size(8, 8), Size(4, 4), Size(4, 4)))
+    values = np.eye(4, dtype=np.float32)[:, :2]
+    for dtype in ("float32", "labels"):
+        sink = HeatmapZarr(tmp_path / dtype, dtype=dtype, colours=("ff0000", "00FF7f"))
+        async with sink.open(plan, recipe(plan, sink), overwrite=False) as writer:
+            await writer.write(stream(plan, values))
+    shown = json.loads((tmp_path / "float32/slide.zarr/zarr.json").read_text())["attributes"]["ome"]
+    assert [c["color"] for c in shown["omero"]["channels"]] == ["FF0000", "00FF7F"]
+    labels = json.loads((tmp_path / "labels/slide.zarr/labels/classes/zarr.json").read_text())
+    colours = labels["attributes"]["ome"]["image-label"]["colors"]
+    assert [c["rgba"] for c in colours][-2:] == [[255, 0, 0, 255], [0, 255, 127, 255]]
+    sink = HeatmapZarr(tmp_path, colours=("FF0000",))
+    async with sink.open(plan, recipe(plan, sink), overwrite=False) as writer:
+        with pytest.raises(ConfigError, match="1 colours were given for 2 channels"):
+            await writer.write(stream(plan, values))
+    with pytest.raises(ConfigError, match="six hexadecimal digits"):
+        HeatmapZarr(tmp_path, colours=("red",))
 
 
 async def test_values_must_keep_their_shape(tmp_path: Path) -> None:

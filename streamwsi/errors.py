@@ -9,6 +9,7 @@
     │   └── PlanChanged        an output on disk was made by another plan
     ├── SlideError             this slide cannot be done; other slides go on
     │   ├── CannotOpen         not a slide this source can read
+    │   │   └── NoSlide        nor one that any other source could read
     │   ├── LevelNotFound      the slide has no such level
     │   ├── CannotRead         pixels that were promised cannot be had
     │   ├── CannotProcess      the model or function failed on a batch
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "ContractBroken",
     "LevelNotFound",
+    "NoSlide",
     "PlanChanged",
     "SlideError",
     "SlideFailed",
@@ -81,6 +83,11 @@ class CannotOpen(SlideError):
     """The file is not a slide that the source can read."""
 
 
+class NoSlide(CannotOpen):
+    """The file was understood, and what it holds is no slide (a stack, say, or samples that are no
+    intensities of 8 or 16 bits): a reader that gives a picture all the same gives a part of it."""
+
+
 class LevelNotFound(SlideError):
     """The slide has no such pyramid level."""
 
@@ -126,5 +133,7 @@ class ContractBroken(StreamwsiError):
 
 def first_line(error: BaseException) -> str:
     """What an exception says, without the pages that some libraries add to it."""
+    if isinstance(error, SystemExit):
+        return "it asked the program to exit"
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -22,7 +22,7 @@ from .apart import check_apart
 from .batches import batches
 from .budgets import PIECES_IN_LINK, Budget, reading_share
 from .chunks import Batch, BigChunk, Pieces, Plan, Receipt
-from .errors import ContractBroken, SlideError, SlideFailed, StreamwsiError
+from .errors import CannotProcess, ContractBroken, SlideError, SlideFailed, StreamwsiError
 from .links import DownstreamFailed, Inlet, Link, Outlet
 from .reports import Observer, PiecesWritten, SlideOutcome, SlideStarted, StageTimes
 from .resampled_readers import resampled
@@ -124,6 +124,8 @@ class Lane:
         stage, cause = self._cause or (self._stage, error)
         cause = _unwrapped(cause)
         message = str(cause) if isinstance(cause, StreamwsiError) else _described(self.ref, cause)
+        if isinstance(cause, CannotProcess) and self.ref.uri not in message:
+            message = f"{self.ref.uri}: {message}"
         if not isinstance(cause, StreamwsiError) or isinstance(cause, SlideError):
             failure: Exception = SlideFailed(self.ref.id, stage, message)
             failure.__cause__ = cause

@@ -483,7 +483,7 @@ async def test_regions_without_windows_do_no_harm(sampler: type[SmallRegions]) -
 async def test_an_error_in_closing_does_not_hide_the_cause() -> None:
     stages = Stages(processor=Checksums(8, fail_at=2), sink=ClosingSink())
     outcome = await stages.run()
-    assert (outcome.stage, outcome.error) == ("process", "the script fails at batch 2")
+    assert (outcome.stage, outcome.error) == ("process", "slide.tif: the script fails at batch 2")
 
 
 @dataclass(frozen=True)
@@ -502,7 +502,7 @@ class MaskingSink(RecordingSink):
 async def test_the_first_cause_wins() -> None:
     stages = Stages(processor=Checksums(8, fail_at=2), sink=MaskingSink())
     outcome = await stages.run()
-    assert (outcome.stage, outcome.error) == ("process", "the script fails at batch 2")
+    assert (outcome.stage, outcome.error) == ("process", "slide.tif: the script fails at batch 2")
 
 
 async def test_pieces_that_are_there_already_are_not_written_again() -> None:

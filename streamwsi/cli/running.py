@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from streamwsi.reports import Event, RunReport, SlideEnded, SlideOutcome
@@ -52,7 +53,9 @@ def run_reported(
             )
 
         try:
-            report = run_interruptible(main)
+            # What models print must not stand before the one object.
+            with redirect_stdout(sys.stderr) if as_json else nullcontext():
+                report = run_interruptible(main)
         except Interrupted:
             progress.__exit__()
             _print_report(RunReport(tuple(ended), sum(o.seconds for o in ended)), as_json)

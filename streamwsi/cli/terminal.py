@@ -59,6 +59,10 @@ def errors_as_sentences(debug: bool) -> Iterator[None]:
         yield
     except Interrupted:
         raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # Who reads what is printed has enough; what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except Exception as error:
         if isinstance(error, typer.Exit):
             raise

@@ -114,6 +114,11 @@ def read_documents(path: Path, label: str | None) -> tuple[Image, Record]:
             raise CannotOpen(
                 f"{path} is not a heatmap of streamwsi; name a .zarr that streamwsi heatmap wrote"
             )
+        if str((written.get("sink") or {}).get("type")).startswith("features"):
+            raise CannotOpen(
+                f"{path} holds features, not a heatmap; name a .zarr that streamwsi heatmap "
+                "--sink zarr wrote"
+            )
         record = _record(written)
         folder = path if label is None else _label_folder(path, label)
         if label is not None:

@@ -145,7 +145,7 @@ class RunningBatchProcessor(Generic[V]):
                 values = self._compute(batch)
         except StreamwsiError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             places = batch.places
             raise CannotProcess(
                 f"the processor failed on windows {places.start} to {places.stop - 1}: "

@@ -210,7 +210,7 @@ class _RunningInLoop(Generic[V]):
             values = self._call.function(batch)
             if inspect.isawaitable(values):
                 values = await values
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._call.failure(batch, error) from error
         values = self._call.checked(batch, values)
         if isinstance(values, np.ndarray):

@@ -62,11 +62,11 @@ class Call:
         """Call it here."""
         try:
             values = self.function(batch)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.failure(batch, error) from error
         return self.checked(batch, values)
 
-    def failure(self, batch: Batch, error: Exception) -> StreamwsiError:
+    def failure(self, batch: Batch, error: BaseException) -> StreamwsiError:
         """The error that names the windows."""
         if isinstance(error, StreamwsiError) and not isinstance(error, WorkerDied):
             return error

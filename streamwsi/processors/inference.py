@@ -239,7 +239,7 @@ class Inference:
             return self._values.of(output, len(batch), tuple(images.shape))
         except StreamwsiError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise CannotProcess(_failure(error, images.shape)) from error
         finally:
             if self._device.type == "cuda":
@@ -284,7 +284,7 @@ class Inference:
         )
 
 
-def _failure(error: Exception, shape: tuple[int, ...]) -> str:
+def _failure(error: BaseException, shape: tuple[int, ...]) -> str:
     text = f"the model failed on input of shape {tuple(shape)}: {first_line(error)}"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return f"{text}; a smaller --batch-size takes less memory"

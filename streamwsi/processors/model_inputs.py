@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ..chunks import Batch
-from ..errors import CannotProcess
+from ..errors import CannotProcess, ConfigError
 from .device_chunks import DeviceChunks
 from .tensor_views import tensor_over
 
@@ -138,7 +138,7 @@ def _row(
     if values is None:
         return None
     if len(values) != channels:
-        raise CannotProcess(
+        raise ConfigError(
             f"{name} has {len(values)} value(s), but the windows have {channels} channel(s)"
         )
     return torch.tensor(values, dtype=torch.float32, device=device).repeat(width)

@@ -267,7 +267,7 @@ def _made(model: str, module_name: str, name: str) -> nn.Module:
             raise ConfigError(f"the model {model} is neither an nn.Module nor a function")
         try:
             made = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"the model {model} failed: {type(error).__name__}: {first_line(error)}"
             ) from error

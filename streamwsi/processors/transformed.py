@@ -212,7 +212,7 @@ def _called(transform: Transform, window: Pixels, place: Placement) -> Pixels:
         result = as_array(transform(window))
     except StreamwsiError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CannotProcess(
             f"transform {name_of(transform)} failed on {_where(place)}: "
             f"{type(error).__name__}: {first_line(error)}"
@@ -234,7 +234,7 @@ def _by_batch(batch: Batch, pixels: Pixels, transform: Transform) -> Pixels:
         result = as_array(transform(pixels))
     except StreamwsiError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CannotProcess(
             f"transform {name_of(transform)} failed on {where}: "
             f"{type(error).__name__}: {first_line(error)}"

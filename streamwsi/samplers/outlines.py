@@ -143,10 +143,16 @@ def _polygon(shapely: Any, geometry: Mapping[str, Any]) -> Any:
         shell, *holes = [np.asarray(ring, np.float64)[:, :2] for ring in rings]
         if not all(np.isfinite(ring).all() for ring in (shell, *holes)):
             raise ValueError("a coordinate is not finite")
-        polygons.append(shapely.Polygon(shell, holes))
-    valid = shapely.make_valid(shapely.MultiPolygon(polygons))
-    areas = [part for part in shapely.get_parts(valid).tolist() if shapely.area(part) > 0]
-    return shapely.union_all(areas)
+        # By themselves: a hole that shares an edge with the shell would be taken for a part of it.
+        cut = shapely.union_all([_area(shapely, hole) for hole in holes])
+        polygons.append(shapely.difference(_area(shapely, shell), cut))
+    return shapely.union_all(polygons)
+
+
+def _area(shapely: Any, ring: npt.NDArray[np.float64]) -> Any:
+    """What a ring encloses."""
+    parts = shapely.get_parts(shapely.make_valid(shapely.Polygon(ring))).tolist()
+    return shapely.union_all([part for part in parts if shapely.area(part) > 0])
 
 
 def _shapely() -> Any:

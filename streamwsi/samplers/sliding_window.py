@@ -154,6 +154,8 @@ class SlidingWindow:
         if self.edges == "shift":
             halo = None if self.halo is None else Size.of(self.halo)
             check_shift(self.kernel, self.step, halo, self.offset, self.align)
+        elif self.align < 1:
+            raise ConfigError(f"align must be at least 1, not {self.align}")
         elif self.align != 1:
             raise ConfigError(f"align {self.align} needs padding shift, or a halo")
 

@@ -88,16 +88,25 @@ class FeatureRows:
         )
 
 
+def check_vectors(shape: tuple[int, ...]) -> None:
+    """Refuse values of a shape ``(n, …)`` that are not a vector per window.
+
+    Raises:
+        StageMismatch: they are not.
+    """
+    if len(shape) not in (1, 2) or 0 in shape[1:]:
+        raise StageMismatch(
+            "features are one vector per window, (n, D), but the processor returned values of "
+            f"shape {shape}; pool them, or choose a heatmap"
+        )
+
+
 def _vectors(pieces: Pieces[Any], dtype: str) -> npt.NDArray[Any]:
     values: Any = pieces.values
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         what = f"{values.dtype} array" if isinstance(values, np.ndarray) else type(values).__name__
         raise StageMismatch(f"features need arrays of numbers, but the processor returned {what}")
-    if values.ndim not in (1, 2) or 0 in values.shape[1:]:
-        raise StageMismatch(
-            "features are one vector per window, (n, D), but the processor returned values of "
-            f"shape {values.shape}; pool them, or choose a heatmap"
-        )
+    check_vectors(values.shape)
     with np.errstate(over="ignore"):
         rows = values.reshape(len(values), -1).astype(dtype, copy=False)
     if dtype == "float16" and np.isinf(rows).any() and not np.isinf(values).any():

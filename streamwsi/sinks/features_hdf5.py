@@ -39,7 +39,7 @@ from ..values import ValueType
 from .base import ResumableWriter, claimed
 from .corners import kernel_of
 from .durable import sync_folders
-from .features import Dtype, FeatureRows, check_dtype, patch_attributes
+from .features import Dtype, FeatureRows, check_dtype, check_vectors, patch_attributes
 from .sidecars import FileOutput
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ class FeaturesHdf5:
 
     def memory(self, plan: Plan, values: ValueType | None) -> int:
         """See `streamwsi.stages.HoldsOutput`."""
+        if values is not None:
+            check_vectors((plan.count, *values.shape))
         row = _ROW_BYTES if values is None else 2 * values.nbytes
         return min(_OPEN_BYTES, plan.count * row)
 

@@ -31,7 +31,7 @@ from ..stages import Recipe
 from ..values import ValueType
 from .base import ResumableWriter, claimed
 from .corners import kernel_of
-from .features import Dtype, FeatureRows, check_dtype, window_attributes
+from .features import Dtype, FeatureRows, check_dtype, check_vectors, window_attributes
 from .zarr_groups import ZarrGroup, empty_array
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class FeaturesZarr:
 
     def memory(self, plan: Plan, values: ValueType | None) -> int:
         """See `streamwsi.stages.HoldsOutput`."""
+        if values is not None:
+            check_vectors((plan.count, *values.shape))
         row = _ROW_BYTES if values is None else values.numbers * np.dtype(self.dtype).itemsize
         wide = min(plan.count, _rows_per_chunk(row)) * row
         narrow = min(plan.count, _NARROW) * _NARROW_BYTES

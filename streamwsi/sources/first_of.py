@@ -2,7 +2,8 @@
 
 The command line reads whatever is installed through it. A file can look like two formats at
 once (an SVS is a TIFF that OpenSlide knows as well), so that a source which accepts a slide
-and then cannot open it hands it to the next. Where nobody accepts it, the error says what the
+and then cannot open it hands it to the next; but not where it has found what no slide holds
+(`NoSlide`). Where nobody accepts it, the error says what the
 path is instead of a slide, for that is what a user got wrong.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from ..errors import CannotOpen, ConfigError
+from ..errors import CannotOpen, ConfigError, NoSlide
 from ..slides import SlideRef
 from ..stages import SlideReader, Source
 from ..workers import Workers, worker_modules
@@ -69,6 +70,8 @@ class FirstOf:
             async with AsyncExitStack() as stack:
                 try:
                     reader = await stack.enter_async_context(source.open(ref, workers))
+                except NoSlide:
+                    raise
                 except CannotOpen as error:
                     errors.append(error)
                     continue

@@ -43,6 +43,10 @@ class Unreadable(Exception):
     """Why the file cannot be read: a clause, to follow the file's name and a colon."""
 
 
+class Unlike(Unreadable):
+    """The file can be read, and what it holds is no slide."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredLevel:
     """Where and how a level's tiles are stored.
@@ -162,10 +166,10 @@ def _channels(series: TiffPageSeries) -> int:
     extra = {axis: int(n) for axis, n in axes.items() if n > 1}
     if len(extra) > 1 or not extra.keys() <= {"C", "S"}:
         stack = ", ".join(f"{n} along {axis}" for axis, n in extra.items())
-        raise Unreadable(f"is a stack of images ({stack}); export the plane that is to be read")
+        raise Unlike(f"is a stack of images ({stack}); export the plane that is to be read")
     channels = next(iter(extra.values()), 1)
     if channels > _MAX_CHANNELS:
-        raise Unreadable(f"states {channels} channels, which no slide has; the file is damaged")
+        raise Unlike(f"states {channels} channels, which no slide has; the file is damaged")
     return channels
 
 
@@ -182,9 +186,9 @@ def _sample_format(page: TiffPage) -> tuple[np.dtype[Any], str]:
     mixed = isinstance(formats, tuple) and len({*formats[: page.samplesperpixel]}) > 1
     if page.dtype is None or mixed or page.dtype.name not in _DTYPES:
         found = "mixed or unknown" if mixed or page.dtype is None else page.dtype.name
-        raise Unreadable(f"has {found} samples; only uint8 and uint16 can be read: convert it")
+        raise Unlike(f"has {found} samples; only uint8 and uint16 can be read: convert it")
     if page.bitspersample != 8 * page.dtype.itemsize:
-        raise Unreadable(f"has samples of {page.bitspersample} bits; convert it to 8 or 16 bits")
+        raise Unlike(f"has samples of {page.bitspersample} bits; convert it to 8 or 16 bits")
     codec = compression in _IMAGE_CODECS
     if page.photometric not in (*_GREY, _RGB, _CMYK, *([_YCBCR] if codec else [])):
         name = getattr(page.photometric, "name", str(page.photometric))
@@ -220,7 +224,7 @@ def _layout(page: TiffPage, dtype: np.dtype[Any]) -> tuple[Size, Size, int]:
 def _pages(series: TiffPageSeries) -> list[TiffPage | TiffFrame]:
     pages = [page for page in series if page is not None]
     if len(pages) != len(series) or any(p.parent is not series.keyframe.parent for p in pages):
-        raise Unreadable("lacks some of its channels, or has them in other files")
+        raise Unlike("lacks some of its channels, or has them in other files")
     return pages
 
 

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from tifffile import TiffFile
 
 from ..chunks import Damage
-from ..errors import CannotOpen, CannotRead, SlideError
+from ..errors import CannotOpen, CannotRead, NoSlide, SlideError
 from ..geometry import Box
 from ..slides import Pyramid, Slide, SlideRef
 from . import tiff_ome as ome
 from .tiff_directories import check_directories
 from .tiff_files import SlideFile, has_tiff_magic, signature
-from .tiff_levels import StoredLevel, Unreadable, main_series, stored_levels
+from .tiff_levels import StoredLevel, Unlike, Unreadable, main_series, stored_levels
 from .tiff_metadata import slide_facts
 from .tiff_tiles import read_tiles
 
@@ -125,6 +125,8 @@ def _parsed(ref: SlideRef) -> _Opened:
             return _slide(ref, file, tif)
     except SlideError:
         raise
+    except Unlike as error:
+        raise NoSlide(f"{ref.uri}: {error}") from error
     except Unreadable as error:
         raise CannotOpen(f"{ref.uri}: {error}") from error
     except Exception as error:

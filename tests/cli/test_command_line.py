@@ -227,6 +227,17 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
+def test_a_reader_of_the_report_that_has_enough(slide: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "streamwsi", *map(str, words(slide, tmp_path, "--json"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 1
+    assert not np.isnan(written(tmp_path / "small.zarr")).any()
+
+
 def test_info_tells_what_tifffile_reads(slide: Path) -> None:
     done = streamwsi("info", slide, "--json")
     assert done.returncode == 0, done.stderr

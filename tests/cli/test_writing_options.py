@@ -182,3 +182,59 @@ def test_names_colours_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert done.exit_code == 2, (options, done.stderr)
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+TROUBLE = """
+import sys
+import torch
+from torch import nn
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        print("noise")
+        return x.mean((2, 3))
+
+class Leaving(nn.Module):
+    def forward(self, x):
+        sys.exit(0)
+
+class Maps(nn.Module):
+    def forward(self, x):
+        return x[:, :, ::4, ::4]
+"""
+
+
+def test_models_that_make_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_slide(tmp_path / "a.svs", Size(600, 500), levels=1)
+    (tmp_path / "troublesome_models.py").write_text(TROUBLE)
+    monkeypatch.chdir(tmp_path)
+
+    def heatmap(model: str, *options: str) -> Any:
+        words = ["heatmap", "a.svs", "--model", f"troublesome_models:{model}", "--workers", "1"]
+        words += ["--kernel-size", "64", "--out", f"out-{model}", *options]
+        return CliRunner().invoke(app, words)
+
+    noisy = heatmap("Noisy", "--json")
+    assert json.loads(noisy.stdout)["slides"][0]["status"] == "done"
+    assert "noise" in noisy.stderr
+    leaving = heatmap("Leaving")
+    assert leaving.exit_code == 1
+    assert leaving.stderr.startswith("error: a.svs: the model failed on input of shape")
+    assert "it asked the program to exit" in leaving.stderr
+    maps = heatmap("Maps", "--sink", "zarr", "--sink", "features-zarr")
+    assert maps.exit_code == 2
+    assert "features are one vector per window" in maps.stderr
+    assert not Path("out-Maps").exists()
+    mean = heatmap("Noisy", "--mean", "0.5,0.5")
+    assert mean.exit_code == 2
+    assert "mean has 2 value(s), but the windows have 3" in mean.stderr
+
+
+def test_features_are_no_heatmap(tmp_path: Path) -> None:
+    write_slide(tmp_path / "a.svs", Size(300, 300), levels=1)
+    words = ["heatmap", tmp_path / "a.svs", "--model", "hematoxylin", "--sink", "features-zarr"]
+    words += ["--out", tmp_path, "--workers", "1"]
+    assert CliRunner().invoke(app, [*map(str, words)]).exit_code == 0
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "a.features.zarr"), "--to", "csv"])
+    assert done.exit_code == 1
+    assert "a.features.zarr holds features, not a heatmap; name a .zarr" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -174,6 +175,7 @@ async def test_one_number_per_window_is_one_channel(run_processor: Any, windows:
         (lambda x: torch.complex(x, x), r"complex numbers \(torch.complex64\); expected"),
         (lambda x: x.mean(2)[:, 0, : len(x)], r"returned \(2,\) per window and \(4,\) for earlier"),
         (lambda x: x @ x, r"failed on input of shape \(4, 3, 16, 24\): .*\b24\b"),
+        (lambda x: sys.exit(0), r"failed on input of .*: it asked the program to exit"),
     ],
 )
 async def test_unusable_output(
@@ -221,7 +223,7 @@ async def test_unknown_pixels(run_processor: Any, pixels: Array) -> None:
 
 
 async def test_mean_must_fit_the_channels(run_processor: Any, windows: Array) -> None:
-    with pytest.raises(CannotProcess, match=r"mean has 2 value.*the windows have 3 channel"):
+    with pytest.raises(ConfigError, match=r"mean has 2 value.*the windows have 3 channel"):
         await run_processor(TorchModule(Lambda(), mean=(0.1, 0.2)), windows)
 
 

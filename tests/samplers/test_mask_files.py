@@ -213,6 +213,23 @@ def test_holes_and_several_polygons_are_shapelys(
             assert share == pytest.approx(union.intersection(window).area / 49, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("hole", "left"),
+    [
+        ([[3, 0], [6, 0], [6, 4], [3, 4]], 100 - 12),  # shares an edge
+        ([[6, 0], [3, 0], [3, 4], [6, 4]], 100 - 12),  # turns the other way round
+        ([[0, 0], [4, 0], [4, 4], [0, 4]], 100 - 16),  # lies in a corner
+        ([[-5, 3], [5, 3], [5, 6], [-5, 6]], 100 - 15),  # reaches beyond it
+        ([[2, 2], [8, 8], [8, 2], [2, 8]], 100 - 18),  # crosses itself
+        ([[0, 0], [10, 0], [10, 10], [0, 9]], 5),
+    ],
+)
+def test_a_hole_is_no_part_wherever_it_lies(tmp_path: Path, hole: Any, left: float) -> None:
+    shell = [[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]
+    found = outlines(tmp_path, {"type": "Polygon", "coordinates": [shell, [*hole, hole[0]]]})
+    assert found.area.area == pytest.approx(left)
+
+
 def test_a_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shapely", None)
     with pytest.raises(ConfigError, match=r'pip install "streamwsi\[tissue\]"'):

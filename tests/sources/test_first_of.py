@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
-from streamwsi.errors import CannotOpen, CannotRead, ConfigError
+from streamwsi.errors import CannotOpen, CannotRead, ConfigError, NoSlide
 from streamwsi.limits import Limits
 from streamwsi.slides import SlideRef
 from streamwsi.sources.first_of import FirstOf
@@ -149,3 +150,18 @@ async def test_no_hint_at_what_is_installed(tmp_path: Path) -> None:
     (tmp_path / "a.svs").write_text("a letter")
     with pytest.raises(CannotOpen, match=r"\(tried OpenSlide\)$"):
         await opened(FirstOf((OpenSlideSource({}),)), SlideRef("a", str(tmp_path / "a.svs")))
+
+
+async def test_what_holds_no_slide_is_not_handed_on(tmp_path: Path) -> None:
+    """Another reader may give one plane of a stack, or bytes of floats, as if they were all."""
+    stack = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((5, 40, 50), np.uint8)
+    for name, array, says in (
+        ("stack.tif", stack, "is a stack of images"),
+        ("float.tif", stack[0].astype(np.float32), "has float32 samples"),
+        ("int.tif", stack[0].astype(np.int16), "has int16 samples"),
+    ):
+        tifffile.imwrite(tmp_path / name, array, photometric="minisblack", tile=(16, 16))
+        next_ = Refusing("another one")
+        with pytest.raises(NoSlide, match=says):
+            await opened(FirstOf((TiffSource(), next_)), SlideRef("a", str(tmp_path / name)))
+        assert next_.log == []

@@ -197,6 +197,7 @@ def _files(heatmaps: list[Path], to: Target, out: Path | None, overwrite: bool) 
     Raises:
         ConfigError: two are the same, or one is there already.
     """
+    from streamwsi.apart import check_apart
     from streamwsi.exporting.replacing import check_replaceable
 
     ending = _ENDINGS.get(to, f".{to.value}")
@@ -215,6 +216,7 @@ def _files(heatmaps: list[Path], to: Target, out: Path | None, overwrite: bool) 
                 f"{heatmap} and {others[0]} would both become {file}; export them "
                 "into different folders"
             )
+        check_apart(heatmap, file)
         check_replaceable(file, overwrite)
     return files
 

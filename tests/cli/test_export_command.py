@@ -182,6 +182,14 @@ def test_an_output_is_replaced_only_with_overwrite(heatmap: Path, tmp_path: Path
     check(out)
 
 
+def test_nothing_is_written_into_the_heatmap(heatmap: Path) -> None:
+    for out in (heatmap, heatmap / "0"):
+        done = export(heatmap, "--to", "csv", "--out", out, "--overwrite")
+        assert done.returncode == 2
+        assert "would be written over it, or into it" in done.stderr
+    assert not [*heatmap.rglob("*.csv")]
+
+
 def test_the_slide_is_not_replaced(tmp_path: Path) -> None:
     """Its name may be that of the export."""
     slide = tmp_path / "a.ome.tiff"

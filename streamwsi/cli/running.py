@@ -74,6 +74,12 @@ def _print_report(report: RunReport, as_json: bool) -> None:
             print(f"interrupted: {outcome.uri}; the same command completes it", file=sys.stderr)
         elif not as_json:
             print(_line(outcome))
+        if outcome.status == "done" and outcome.invalid == outcome.total > 0:
+            print(
+                f"warning: {outcome.uri}: not one of its {outcome.total:,} windows could be "
+                "computed; see that the file is whole",
+                file=sys.stderr,
+            )
 
 
 def _line(outcome: SlideOutcome) -> str:

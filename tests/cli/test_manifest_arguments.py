@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tifffile
 from typer.testing import CliRunner
 
 from streamwsi.cli import app
@@ -70,6 +71,31 @@ def test_slides_and_heatmaps_in_one_folder(cohort: Path, tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
         (outcome,) = json.loads(done.stdout)["slides"]
         assert (outcome["slide"], outcome["status"]) == ("a", "done")
+
+
+def test_an_id_that_is_too_long_is_told_with_the_others(cohort: Path, tmp_path: Path) -> None:
+    listed = cohort / "long.csv"
+    listed.write_text(f"id,path\n{'é' * 150},slides/a.svs\n{'e' * 150},slides/b.svs\n")
+    done = heatmap(tmp_path / "out", listed)
+    assert done.returncode == 2
+    assert "long.csv, line 2: the id 'é" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_slide_of_which_nothing_can_be_computed_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "torn.svs"
+    write_slide(path, Size(300, 300), levels=1)
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        places = [*zip(page.dataoffsets, page.databytecounts, strict=True)]
+    data = bytearray(path.read_bytes())
+    for offset, count in places:
+        data[offset : offset + count] = bytes(count)
+    path.write_bytes(data)
+    done = heatmap(tmp_path / "out", path)
+    assert done.returncode == 0
+    assert "warning: " in done.stderr
+    assert "torn.svs: not one of its 1 windows could be computed" in done.stderr
 
 
 def test_a_slide_is_not_replaced_by_a_heatmap(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import glob
 import io
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .json_files import zarr_attributes
 from .slides import SlideRef
 
 __all__ = ["Listed", "find_slides", "raise_problems"]
@@ -43,7 +43,6 @@ _SLIDE_ENDINGS = (
     *(".bif", ".mrxs", ".scn", ".svslide", ".vms", ".vmu"),
 )
 _LARGEST_LIST = 64 << 20
-_LARGEST_DOCUMENT = 16 << 20
 _LONGEST_ID = 200
 _PROBLEMS_SHOWN = 20
 _FIELD_SHOWN = 60
@@ -287,14 +286,7 @@ _OPTIONS: dict[str, Callable[[Path, str], object]] = {
 
 def _is_heatmap(path: Path) -> bool:
     """Whether it is what a run has written among its slides."""
-    if path.suffix.lower() != ".zarr":
-        return False
-    try:
-        with (path / "zarr.json").open("rb") as file:
-            document = json.loads(file.read(_LARGEST_DOCUMENT))
-        return "streamwsi" in document["attributes"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return False
+    return path.suffix.lower() == ".zarr" and _is(lambda: "streamwsi" in zarr_attributes(path))
 
 
 def _is(question: Callable[[], bool]) -> bool:

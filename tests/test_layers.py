@@ -10,17 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "streamwsi"
 # Each of these may import those before it.
-ENGINE = [
-    "lazy_imports",
-    "errors",
-    "apart",
-    "functions",
-    "boxes",
-    "geometry",
-    "limits",
-    "heaps",
-    "slides",
-]
+ENGINE = ["lazy_imports", "errors", "apart", "json_files", "functions", "boxes", "geometry"]
+ENGINE += ["limits", "heaps", "slides"]
 ENGINE += ["manifests", "resolutions", "chunks", "values", "resampling", "blocks", "worker_child"]
 ENGINE += ["zygote_child", "zygote", "paces", "workers", "stages", "reports", "links", "batches"]
 ENGINE += ["touched", "budgets", "resampled_readers", "lanes", "plugins", "stage_tables"]

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import CannotOpen
-from ..sinks.durable import read_json
+from ..json_files import zarr_attributes
 from ..sinks.records import State
 from .lattices import Lattice
 
@@ -108,7 +108,7 @@ def read_documents(path: Path, label: str | None) -> tuple[Image, Record]:
         what = "is a file, and a heatmap is a folder" if path.exists() else "does not exist"
         raise CannotOpen(f"{path} {what}; name a .zarr that streamwsi heatmap wrote")
     try:
-        attributes = _attributes(path)
+        attributes = zarr_attributes(path)
         written = attributes.get("streamwsi")
         if not isinstance(written, dict):
             raise CannotOpen(
@@ -122,7 +122,7 @@ def read_documents(path: Path, label: str | None) -> tuple[Image, Record]:
         record = _record(written)
         folder = path if label is None else _label_folder(path, label)
         if label is not None:
-            attributes = _attributes(folder)
+            attributes = zarr_attributes(folder)
         return _image(folder, attributes.get("ome"), record.mpp), record
     except KeyError as error:
         raise CannotOpen(f"{path} has metadata that cannot be used: {error} is missing") from error
@@ -132,13 +132,8 @@ def read_documents(path: Path, label: str | None) -> tuple[Image, Record]:
         raise CannotOpen(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _attributes(folder: Path) -> dict[str, Any]:
-    attributes = (read_json(folder / "zarr.json") or {}).get("attributes")
-    return attributes if isinstance(attributes, dict) else {}
-
-
 def _label_folder(path: Path, label: str) -> Path:
-    ome = _attributes(path / "labels").get("ome")
+    ome = zarr_attributes(path / "labels").get("ome")
     names = ome.get("labels") if isinstance(ome, dict) else None
     names = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
     if label not in names:

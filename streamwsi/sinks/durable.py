@@ -20,10 +20,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["Lock", "make_folders", "read_json", "replace_file", "sync_folders", "write_json"]
-
-#: A state document is some kilobytes; a stranger's file of that name may be anything.
-_MAX_JSON_BYTES = 16 << 20
+__all__ = ["Lock", "make_folders", "replace_file", "sync_folders", "write_json"]
 
 
 def sync_folders(folders: Iterable[Path]) -> None:
@@ -82,28 +79,6 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False)
     replace_file(path, text.encode() + b"\n", path.with_name(f".{path.name}.partial"))
     sync_folders([path.parent])
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none (not JSON, not an object, a symlink)."""
-    try:
-        with open(path, "rb", opener=_open_plainly) as file:
-            data = file.read(_MAX_JSON_BYTES + 1)
-        document = json.loads(data) if len(data) <= _MAX_JSON_BYTES else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError, IsADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            return None
-        raise
-    return document if isinstance(document, dict) else None
-
-
-def _open_plainly(path: str, flags: int) -> int:
-    """Follow no link, and do not wait for the other end of a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 class Lock:

@@ -142,10 +142,10 @@ class HeatmapImage:
 
     @property
     def _shown(self) -> list[Channel]:
-        channels = []
-        for name, colour, shown in zip_longest(self.channels, self.colours, self.ranges):
-            channels.append(Channel(name, colour, shown or (0.0, 1.0)))
-        return channels
+        return [
+            Channel(name, colour, shown or (0.0, 1.0))
+            for name, colour, shown in zip_longest(self.channels, self.colours, self.ranges)
+        ]
 
     def labels(self, paths: Sequence[str] = ()) -> dict[str, Mapping[str, Any]]:
         """The documents of the groups below, by their folders; none where there are no labels."""

@@ -137,8 +137,14 @@ class HeatmapZarr:
 
         Raises:
             StageMismatch: they cannot be laid out.
+            ConfigError: there are not as many colours as channels.
         """
         raster = Raster.of_values(grid, shape, self.chunk or _SIDE)
+        if self.colours and len(self.colours) != raster.channels:
+            raise ConfigError(
+                f"{len(self.colours)} colours were given for {raster.channels} channels; give one "
+                "for each"
+            )
         stored = channels_of(self.dtype, raster.channels)
         whole = grid.stride == grid.kernel and grid.pad is None and grid.regular
         if raster.window == Size(1, 1) and not grid.regular:
@@ -252,14 +258,9 @@ class _Writer(ResumableWriter):
         cells = self._sink.arrangement(self._grid, shape)
         self._store = arrays.DurableStore(group.path)
         names = channel_names(group.identity["processor"], shape[1])
-        colours = self._sink.colours or ()
-        if colours and len(colours) != len(names):
-            raise ConfigError(
-                f"{group.path}: {len(colours)} colours were given for {len(names)} channels; give "
-                "one for each"
-            )
+        sink = self._sink
         self._image = HeatmapImage(
-            plan, cells, self._sink.dtype, self._sink.chunk or SIDE, names, colours
+            plan, cells, sink.dtype, sink.chunk or SIDE, names, sink.colours or ()
         )
         group.show(self._image)
         found = await (self._create if fresh else self._reopen)(self._image)

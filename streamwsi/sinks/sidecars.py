@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..json_files import read_json
 from .base import Output
-from .durable import read_json, write_json
+from .durable import write_json
 from .records import State
 
 __all__ = ["FileOutput"]

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 
 from ..chunks import Plan
 from ..errors import ConfigError
+from ..json_files import zarr_attributes
 from ..stages import Recipe
 from .base import Output
-from .durable import read_json, sync_folders, write_json
+from .durable import sync_folders, write_json
 
 __all__ = ["ZarrGroup", "empty_array"]
 
@@ -49,11 +50,11 @@ class ZarrGroup(Output):
     def read(self) -> dict[str, Any] | None:
         if not self.path.exists() or self._is_blank():
             return None
-        attributes = (read_json(self.path / "zarr.json") or {}).get("attributes")
-        if not isinstance(attributes, dict) or not isinstance(attributes.get("streamwsi"), dict):
+        record = zarr_attributes(self.path).get("streamwsi")
+        if not isinstance(record, dict):
             raise self.foreign(self.path, replaceable=False)
-        self.begun = self.mark in attributes["streamwsi"]
-        return dict(attributes["streamwsi"])
+        self.begun = self.mark in record
+        return record
 
     def _is_blank(self) -> bool:
         """Whether there is only what an interrupted `begin` leaves."""

@@ -182,6 +182,7 @@ def test_names_colours_and_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert done.exit_code == 2, (options, done.stderr)
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
+        assert not Path("wrong").exists(), options
 
 
 TROUBLE = """

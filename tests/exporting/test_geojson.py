@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 import shapely
 
+from streamwsi import json_files
 from streamwsi.errors import CannotRead, ConfigError
 from streamwsi.exporting import export_geojson, geojson, heatmap
 from streamwsi.geometry import Grid, Size
-from streamwsi.sinks import durable
 from streamwsi.testing.outputs import grid_plan
 
 MakeHeatmap = Callable[..., Path]
@@ -207,7 +207,7 @@ def test_memory_does_not_grow_with_the_map(
     """5.2 million cells with a region in every chunk, in blocks of a tenth of a megabyte."""
     monkeypatch.setattr(heatmap, "_BLOCK_BYTES", 100_000)
     monkeypatch.setattr(geojson, "_BAND_CELLS", 50_000)
-    monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
+    monkeypatch.setattr(json_files, "_MAX_JSON_BYTES", 1 << 20)
     path, array = sparse(2600, 2000, (1, 100, 200))
     for row in range(50, 2600, 100):
         array[0, row : row + 9] = np.tile(np.arange(2000) % 200 < 9, (9, 1))

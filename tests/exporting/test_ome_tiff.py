@@ -15,10 +15,10 @@ import pytest
 import tifffile
 import zarr
 
+from streamwsi import json_files
 from streamwsi.errors import CannotRead
 from streamwsi.exporting import export_ome_tiff, ome_tiff, pyramids
 from streamwsi.geometry import Grid, Size
-from streamwsi.sinks import durable
 from streamwsi.slides import Mpp
 from streamwsi.testing.outputs import grid_plan
 
@@ -182,7 +182,7 @@ def test_memory_does_not_grow_with_the_map(
 ) -> None:
     monkeypatch.setattr(pyramids, "_STRIP_BYTES", 256 << 10)
     monkeypatch.setattr(ome_tiff, "_BUFFER_BYTES", 1 << 20)
-    monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
+    monkeypatch.setattr(json_files, "_MAX_JSON_BYTES", 1 << 20)
     path, wide = sparse(3000, 2500, (1, 256, 256))
     wide[0, 2990:, 2490:] = 1
     tracemalloc.start()

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from streamwsi import json_files
 from streamwsi.errors import CannotOpen, ConfigError
 from streamwsi.exporting import export_png, figures, frames, heatmap
 from streamwsi.exporting.frames import Frame
 from streamwsi.exporting.heatmap import Heatmap, open_heatmap
 from streamwsi.exporting.slide_pictures import find_slide
 from streamwsi.geometry import Box, Size
-from streamwsi.sinks import durable
 from streamwsi.testing.svs_writer import write_svs
 
 MakeHeatmap = Callable[..., Path]
@@ -249,7 +249,7 @@ def test_memory_does_not_grow_with_the_map(
     sparse: Callable[..., tuple[Path, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heatmap, "_BLOCK_BYTES", 256 << 10)
-    monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
+    monkeypatch.setattr(json_files, "_MAX_JSON_BYTES", 1 << 20)
     path, wide = sparse(2500, 3000, (1, 256, 256), size=(24000, 20000))
     wide[0, 2400:, 2900:] = 1
     frame = Frame(120, 100, (200.0, 200.0))

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from streamwsi import json_files
 from streamwsi.errors import CannotRead, CannotWrite, ConfigError
 from streamwsi.exporting import export_csv, export_parquet, heatmap
 from streamwsi.geometry import Grid, Size
-from streamwsi.sinks import durable
 from streamwsi.slides import Mpp
 from streamwsi.testing.outputs import grid_plan
 
@@ -197,7 +197,7 @@ def test_memory_does_not_grow_with_the_map(
 ) -> None:
     """2 million cells of which a few have a row."""
     monkeypatch.setattr(heatmap, "_BLOCK_BYTES", 100_000)
-    monkeypatch.setattr(durable, "_MAX_JSON_BYTES", 1 << 20)
+    monkeypatch.setattr(json_files, "_MAX_JSON_BYTES", 1 << 20)
     codes = np.zeros((1000, 2000), np.uint8)
     codes[::50, ::50] = 1
     path = group([np.zeros((1, 4, 4), np.float32)], valid=codes)

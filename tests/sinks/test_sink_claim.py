@@ -17,9 +17,10 @@ import pytest
 
 from streamwsi.errors import CannotWrite, ConfigError, PlanChanged
 from streamwsi.geometry import Grid, Size
+from streamwsi.json_files import read_json
 from streamwsi.samplers.sliding_window import GridPlan
 from streamwsi.sinks import FeaturesHdf5, FeaturesZarr, HeatmapZarr, Pdmcsv
-from streamwsi.sinks.durable import Lock, read_json
+from streamwsi.sinks.durable import Lock
 from streamwsi.slides import Mpp
 from streamwsi.stages import Recipe, Sink
 from streamwsi.testing.outputs import grid_plan, recipe, stream, tree
